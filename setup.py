@@ -1,0 +1,36 @@
+"""Build the ring with Cython where that is possible; everything else is in pyproject.toml.
+
+The compiled modules are optional: with no compiler, or no Cython, the same files run interpreted.
+"""
+
+from setuptools import Extension, setup
+
+COMPILED = ("nodma.ring.device_end", "nodma.ring.driver_end")
+
+
+def extensions() -> list[Extension]:
+    """Describe the compiled modules; none if Cython is not there."""
+    try:
+        from Cython.Build import cythonize
+    except ImportError:
+        return []
+    modules = [
+        Extension(
+            name,
+            [f"src/{name.replace('.', '/')}.py"],
+            extra_compile_args=["-O2"],
+            optional=True,
+        )
+        for name in COMPILED
+    ]
+    directives = {
+        "language_level": "3",
+        "boundscheck": False,  # every index is checked by hand, in the file itself
+        "initializedcheck": False,
+        "cdivision": True,
+        "annotation_typing": False,  # the types are in the .pxd,
+    }
+    return cythonize(modules, compiler_directives=directives)
+
+
+setup(ext_modules=extensions())

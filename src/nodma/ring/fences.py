@@ -1,0 +1,64 @@
+"""Memory ordering between the two ends of a ring, for the interpreted run.
+
+Compiled, the same names come from ``fences.pxd`` as inline C11 atomics. Interpreted, an item of a cast
+memoryview is loaded and stored by one instruction, and the interpreter runs enough code between any two
+of them that only the processor could reorder: on x86 nothing but a store with a later load, which is what
+:func:`full_fence` is for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import platform
+import threading
+from collections.abc import Callable
+
+_SEQ_CST = 5
+
+
+def load_acquire(words: memoryview, index: int) -> int:
+    """Load a 16-bit index that the other end publishes; what it published before is visible after."""
+    value: int = words[index]
+    _order()
+    return value
+
+
+def store_release(words: memoryview, index: int, value: int) -> None:
+    """Store a 16-bit index that the other end waits for; what was written before is visible with it."""
+    _order()
+    words[index] = value
+
+
+def _lock_fence() -> Callable[[], object]:
+    """Take and give back a lock: an atomic read-modify-write, which on x86 is a full fence."""
+    lock = threading.Lock()
+
+    def fence() -> None:
+        lock.acquire()
+        lock.release()
+
+    return fence
+
+
+def _atomic_fence() -> Callable[[], object]:
+    """Call libatomic's fence, where a lock orders less than the store-to-load race needs."""
+    name = ctypes.util.find_library("atomic")
+    if name is None:  # pragma: no cover
+        raise ImportError("on this machine the interpreted ring needs libatomic (Debian: libatomic1)")
+    fence = ctypes.CDLL(name).atomic_thread_fence
+    fence.argtypes, fence.restype = [ctypes.c_int], None
+    return lambda: fence(_SEQ_CST)
+
+
+full_fence: Callable[[], object]
+_order: Callable[[], object]
+
+if platform.machine() in ("x86_64", "AMD64", "i686"):
+    full_fence = _lock_fence()
+
+    def _order() -> None:
+        """x86 keeps loads with loads and stores with stores."""
+
+else:  # pragma: no cover
+    full_fence = _order = _atomic_fence()

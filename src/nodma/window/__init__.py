@@ -1,0 +1,9 @@
+"""The one memory that both ends see, and the pool of bounce buffers in it.
+
+This package alone maps memory. Whoever wants bytes of the window asks it, with an offset and a length.
+"""
+
+from nodma.window.pool import BouncePool, Direction, Mapping, PoolStats
+from nodma.window.window import Window
+
+__all__ = ["BouncePool", "Direction", "Mapping", "PoolStats", "Window"]
