@@ -8,8 +8,8 @@ DEVICE_NEEDS_RESET.
 
 from __future__ import annotations
 
-from nodma.errors import BadRing, OutsideAddress
 import nodma.ring.fences as fences
+from nodma.errors import BadRing, OutsideAddress
 from nodma.ring.layout import RingLayout
 from nodma.spec.virtio import (
     AVAIL_NO_INTERRUPT,
@@ -18,7 +18,6 @@ from nodma.spec.virtio import (
     Descriptor,
 )
 from nodma.window import Window
-
 
 _NEXT = int(DescFlag.NEXT)
 _WRITE = int(DescFlag.WRITE)
