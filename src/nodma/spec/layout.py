@@ -7,8 +7,9 @@ A structure is a class of fields in the order of the wire, little-endian, withou
         next = u8()
 
 On the class a field tells where it lies (``Capability.next.offset``); on an instance, which is a view
-of some buffer, it is the number that stands there. ``codec`` packs and unpacks the whole at once, for
-the paths where one attribute at a time is too slow.
+of some buffer, it is the number that stands there. ``rw`` marks what the driver may write: all of a field,
+or the bits of a mask. ``codec`` packs and unpacks the whole at once, for the paths where one attribute at
+a time is too slow.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Field(Generic[V]):
-    """One field: ``offset`` and ``size`` in bytes, ``writable`` if the driver may write it."""
+    """One field: ``offset`` and ``size`` in bytes; ``writable`` has the bits that the driver may write."""
 
     __slots__ = ("default", "format", "name", "offset", "size", "writable")
 
-    def __init__(self, format: str, default: V, writable: bool) -> None:
+    def __init__(self, format: str, default: V, rw: int) -> None:
         self.format = format
         self.size = struct.calcsize("<" + format)
         self.default: V = default
-        self.writable = writable
+        self.writable = self.mask if rw is True else int(rw)
         self.offset = -1
         self.name = ""
 
@@ -62,22 +63,22 @@ class Field(Generic[V]):
         struct.pack_into("<" + self.format, instance.buffer, instance.base + self.offset, value)
 
 
-def u8(default: int = 0, *, rw: bool = False) -> Field[int]:
+def u8(default: int = 0, *, rw: int = False) -> Field[int]:
     """Declare one byte."""
     return Field("B", default, rw)
 
 
-def le16(default: int = 0, *, rw: bool = False) -> Field[int]:
+def le16(default: int = 0, *, rw: int = False) -> Field[int]:
     """Declare 16 bits, little-endian."""
     return Field("H", default, rw)
 
 
-def le32(default: int = 0, *, rw: bool = False) -> Field[int]:
+def le32(default: int = 0, *, rw: int = False) -> Field[int]:
     """Declare 32 bits, little-endian."""
     return Field("I", default, rw)
 
 
-def le64(default: int = 0, *, rw: bool = False) -> Field[int]:
+def le64(default: int = 0, *, rw: int = False) -> Field[int]:
     """Declare 64 bits, little-endian."""
     return Field("Q", default, rw)
 

@@ -117,19 +117,19 @@ class VendorCapability(Capability):
     cap_len = u8()
 
 
-class MsixCapability(Capability):
-    """MSI-X capability (3.0, 6.8.2). The table's size less one is in ``control``."""
-
-    control = le16(rw=True)
-    table = le32()
-    pba = le32()
-
-
 class MsixControl(IntFlag):
     """MSI-X message control."""
 
     FUNCTION_MASK = 1 << 14
     ENABLE = 1 << 15
+
+
+class MsixCapability(Capability):
+    """MSI-X capability (3.0, 6.8.2). The table's size less one is in ``control``."""
+
+    control = le16(rw=MsixControl.ENABLE | MsixControl.FUNCTION_MASK)
+    table = le32()
+    pba = le32()
 
 
 MSIX_TABLE_SIZE_MASK: Final = 0x7FF

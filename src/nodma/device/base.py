@@ -1,0 +1,109 @@
+"""What a device model is: the class to subclass, and the queues it declares.
+
+A whole device::
+
+    class Dice(Device):
+        device_type = 0x2A
+        queues = (Queue("rolls", size=64),)
+
+        class Config(Layout):
+            sides = le32(6)
+
+        def rolls(self, request: Request) -> None:
+            request.write(bytes([secrets.randbelow(self.config.sides) + 1]))
+
+A handler gets one request at a time and is done with it when it returns. What it raises sets
+DEVICE_NEEDS_RESET and stops the queues until the driver resets the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nodma.errors import UsageError
+from nodma.ring import Request
+from nodma.spec.layout import Layout
+from nodma.spec.virtio import MAX_QUEUE_SIZE
+
+Handler = Callable[[Request], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A virtqueue of a device: at most ``size`` entries, its requests handled by a method of the device.
+
+    The method has the queue's name, or that of ``handler``: several queues may share one.
+    """
+
+    name: str
+    size: int = 256
+    handler: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= MAX_QUEUE_SIZE or self.size & (self.size - 1):
+            raise UsageError(
+                f"queue {self.name!r} has {self.size} entries: it must be a power of two up to {MAX_QUEUE_SIZE}"
+            )
+
+
+class Device:
+    """A virtio device of whatever type. Subclasses set the class attributes and write the handlers."""
+
+    device_type: ClassVar[int]
+    """The virtio device id (virtio 1.4, chapter 5)."""
+
+    pci_class: ClassVar[tuple[int, int]] = (0xFF, 0x00)
+    """PCI base class and subclass; the default is "unassigned"."""
+
+    queues: Sequence[Queue] = ()
+    """The queues, in the order of their indexes."""
+
+    features: int = 0
+    """The feature bits of the device type that are offered, as a mask."""
+
+    Config: ClassVar[type[Layout]] = Layout
+    """The layout of the device-specific configuration; a subclass declares its own, or has none."""
+
+    config: Layout
+    """What the driver reads as device configuration, made from the defaults of ``Config``."""
+
+    def __init__(self) -> None:
+        self.config = self.Config.new()
+        self._announce: Callable[[], None] | None = None
+
+    def handler(self, queue: Queue) -> Handler:
+        """Give the method that handles the requests of ``queue``."""
+        handler = getattr(self, queue.handler or queue.name, None)
+        if not callable(handler):
+            raise UsageError(f"{type(self).__name__} has no method for its queue {queue.name!r}")
+        return handler  # type: ignore[no-any-return]
+
+    def start(self, features: int) -> None:
+        """Begin to work: the driver is ready and has accepted ``features``."""
+
+    def reset(self) -> None:
+        """Forget what the driver set up; no request is outstanding."""
+
+    def drain(self) -> None:
+        """Make what was acknowledged durable: the process is about to end, or the driver is gone."""
+
+    def close(self) -> None:
+        """Give up what the device holds."""
+
+    def config_written(self, offset: int, data: bytes) -> None:
+        """Take what the driver wrote to the device configuration. Nothing is writable unless overridden."""
+
+    def statistics(self) -> dict[str, int]:
+        """Count what the device did, for people and for ``--json``."""
+        return {}
+
+    def config_changed(self) -> None:
+        """Tell the driver that ``config`` has changed."""
+        if self._announce:
+            self._announce()
+
+    def on_config_change(self, announce: Callable[[], None] | None) -> None:
+        """Set whom :meth:`config_changed` tells: the function that the device sits in."""
+        self._announce = announce

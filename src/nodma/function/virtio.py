@@ -1,0 +1,302 @@
+"""The virtio of a function: features, status, queues (virtio 1.4, chapters 2 and 3), and the policy.
+
+What a driver must not do sets DEVICE_NEEDS_RESET, with a reason that is logged and kept; nothing is
+touched until the driver resets the device.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from nodma.device.base import Device, Handler, Queue
+from nodma.errors import BadRing, OutsideAddress
+from nodma.function.interrupts import Interrupts
+from nodma.ring import DeviceRing, RingLayout
+from nodma.spec.profiles import Policy, Profile
+from nodma.spec.virtio import Feature, Status
+from nodma.spec.virtio_pci import NO_VECTOR, Isr
+from nodma.window import Window
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 16
+"""Requests that are taken, and published, at once."""
+TURNS: Final = 4
+"""Batches that a queue may have before others, and the VMM, have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which addresses are the window's: less ``base`` they are offsets in ``[first, limit)``, in bytes."""
+
+    base: int
+    first: int
+    limit: int
+
+
+@dataclass(slots=True, eq=False)
+class VirtQueue:
+    """What the driver set up of one queue. ``desc``, ``driver``, ``device`` are its three addresses."""
+
+    queue: Queue
+    handler: Handler
+    size: int = 0
+    vector: int = NO_VECTOR
+    enabled: bool = False
+    desc: int = 0
+    driver: int = 0
+    device: int = 0
+    ring: DeviceRing | None = None
+
+    def __post_init__(self) -> None:
+        self.size = self.queue.size
+
+    def reset(self) -> None:
+        """Forget it all."""
+        self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
+        self.desc = self.driver = self.device = 0
+        self.ring = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the process began."""
+
+    requests: int = 0
+    notifications: int = 0
+    resets: int = 0
+    needs_reset: int = 0
+    outside: int = 0
+    """Addresses outside the window that were given, caught, and not followed."""
+    refused: int = 0
+    """Times that FEATURES_OK was refused."""
+
+
+class VirtioCore:
+    """The device model's other side: what the driver negotiated and set up."""
+
+    def __init__(
+        self, device: Device, profile: Profile, policy: Policy, interrupts: Interrupts, window: Window
+    ) -> None:
+        self.device = device
+        self.profile = profile
+        self.policy = policy
+        self.interrupts = interrupts
+        self.window = window
+        transport = (
+            Feature.VERSION_1,
+            Feature.ACCESS_PLATFORM,
+            Feature.EVENT_IDX,
+            Feature.INDIRECT_DESC,
+            profile.feature,
+        )
+        self.offered = device.features | sum(feature.mask for feature in transport)
+        self.accepted = 0
+        self.status = Status(0)
+        self.isr = Isr(0)
+        self.config_vector = NO_VECTOR
+        self.config_generation = 0
+        self.queues = [VirtQueue(queue, device.handler(queue)) for queue in device.queues]
+        self.counters = Counters()
+        self.reason = ""
+        """Why the device last asked for a reset, or refused the features."""
+        self._reach: Reach | None = None
+        self._active: list[VirtQueue] = []
+        device.on_config_change(self.config_changed)
+
+    @property
+    def running(self) -> bool:
+        """Whether requests may be handled (2.1, 3.1)."""
+        return (
+            bool(self.status & Status.DRIVER_OK)
+            and not self.status & (Status.DEVICE_NEEDS_RESET | Status.FAILED)
+            and self._reach is not None
+        )
+
+    def reset(self) -> None:
+        """Reset the device as writing 0 to the status does (2.4). The window keeps its contents."""
+        had = self.status
+        self.status = Status(0)
+        self.accepted = 0
+        self.config_vector = NO_VECTOR
+        self.isr = Isr(0)
+        self.interrupts.set_line(False)
+        self._active.clear()
+        for queue in self.queues:
+            queue.reset()
+        if had:
+            self.counters.resets += 1
+            self.device.reset()
+
+    def write_status(self, value: int) -> None:
+        """Take what the driver writes to the status: 0 resets, and bits once set stay (2.1.1)."""
+        if value == 0:
+            self.reset()
+            return
+        new = Status(value) & ~self.status & ~Status.DEVICE_NEEDS_RESET
+        if new & Status.FEATURES_OK and not self._features_ok():
+            new &= ~Status.FEATURES_OK
+        self.status |= new
+        if new & Status.FAILED:
+            log.info("the driver gave up on the device (FAILED)")
+        if new & Status.DRIVER_OK:
+            if not self.status & Status.FEATURES_OK:
+                self.fail("DRIVER_OK without FEATURES_OK")
+                return
+            log.info("the driver is ready, features %#x", self.accepted)
+            self.device.start(self.accepted)
+            self._wake_all()
+
+    def _features_ok(self) -> bool:
+        """Check what the driver accepted (2.2, SW-V1)."""
+        missing = self.accepted & ~self.offered
+        if missing:
+            self.reason = f"the driver accepts features that were not offered: {missing:#x}"
+        elif not self.accepted & Feature.VERSION_1.mask:
+            self.reason = "the driver does not accept VERSION_1"
+        elif self.policy is Policy.REQUIRED and not self.accepted & self.profile.feature.mask:
+            self.reason = (
+                f"the driver does not accept VIRTIO_F_{self.profile.feature.name} (bit {self.profile.feature}),"
+                " which this device's policy requires (SW-V1)"
+            )
+        else:
+            return True
+        self.counters.refused += 1
+        log.warning("FEATURES_OK refused: %s", self.reason)
+        return False
+
+    def accept(self, word: int, value: int) -> None:
+        """Take 32 feature bits of the driver, until FEATURES_OK settles them."""
+        if word < 2 and not self.status & Status.FEATURES_OK:
+            shift = 32 * word
+            self.accepted = self.accepted & ~(0xFFFFFFFF << shift) | value << shift
+
+    def enable(self, queue: VirtQueue) -> None:
+        """Begin to use a queue, at the addresses that the driver set."""
+        if queue.enabled:
+            return
+        if not self.status & Status.FEATURES_OK:
+            self.fail(f"queue {queue.queue.name} enabled before FEATURES_OK")
+            return
+        reach = self._reach
+        if reach is None:
+            self.fail(f"queue {queue.queue.name} enabled while the window's BAR decodes no address")
+            return
+        layout = RingLayout(queue.size, *(address - reach.base for address in (queue.desc, queue.driver, queue.device)))
+        try:
+            queue.ring = DeviceRing(
+                self.window,
+                layout,
+                base=reach.base,
+                first=reach.first,
+                limit=reach.limit,
+                indirect=bool(self.accepted & Feature.INDIRECT_DESC.mask),
+                event_idx=bool(self.accepted & Feature.EVENT_IDX.mask),
+            )
+        except BadRing as error:
+            self._caught(queue, error)
+            return
+        queue.enabled = True
+        self._wake(queue)
+
+    def move(self, reach: Reach | None) -> None:
+        """Follow the window to where it is now; None while it is nowhere, and requests wait."""
+        if reach == self._reach:
+            return
+        self._reach = reach
+        if reach is not None:
+            for queue in self.queues:
+                if queue.ring is not None:
+                    queue.ring.move(reach.base)
+            self._wake_all()
+
+    def notify(self, index: int) -> None:
+        """Take an available buffer notification; one for no queue in use is spurious, and harmless."""
+        self.counters.notifications += 1
+        if index < len(self.queues):
+            self._wake(self.queues[index])
+
+    def _wake(self, queue: VirtQueue) -> None:
+        if queue.ring is not None and queue not in self._active:
+            queue.ring.disarm()
+            self._active.append(queue)
+
+    def _wake_all(self) -> None:
+        for queue in self.queues:
+            self._wake(queue)
+
+    def service(self) -> bool:
+        """Give each queue that has work a turn; tell whether any has more."""
+        if not self.running:
+            return False
+        for queue in tuple(self._active):
+            if not self._serve(queue) and queue in self._active:
+                self._active.remove(queue)
+        return bool(self._active) and self.running
+
+    def _serve(self, queue: VirtQueue) -> bool:
+        """Handle up to TURNS batches of a queue; tell whether there may be more."""
+        ring = queue.ring
+        assert ring is not None
+        handler = queue.handler
+        try:
+            for _ in range(TURNS):
+                batch = ring.pop(BATCH)
+                if not batch:
+                    return ring.arm()
+                for request in batch:
+                    handler(request)
+                    ring.push(request.head, request.written)
+                self.counters.requests += len(batch)
+                if ring.publish():
+                    self._interrupt(queue.vector, Isr.QUEUE)
+        except BadRing as error:
+            self._caught(queue, error)
+            return False
+        except Exception:
+            log.exception("the device model failed on queue %s", queue.queue.name)
+            self.fail(f"the device model failed on queue {queue.queue.name}; see the log")
+            return False
+        return True
+
+    def _caught(self, queue: VirtQueue, error: BadRing) -> None:
+        if isinstance(error, OutsideAddress):
+            self.counters.outside += 1
+        self.fail(f"queue {queue.queue.name}: {error}")
+
+    def fail(self, reason: str) -> None:
+        """Set DEVICE_NEEDS_RESET, and tell a driver that is ready (2.1.2)."""
+        self.reason = reason
+        if self.status & Status.DEVICE_NEEDS_RESET:
+            return
+        log.warning("DEVICE_NEEDS_RESET: %s", reason)
+        self.counters.needs_reset += 1
+        self._active.clear()
+        self.status |= Status.DEVICE_NEEDS_RESET
+        if self.status & Status.DRIVER_OK:
+            self._interrupt(self.config_vector, Isr.CONFIG)
+
+    def config_changed(self) -> None:
+        """Tell the driver that the device configuration is another (2.5)."""
+        self.config_generation = (self.config_generation + 1) & 0xFF
+        if self.status & Status.DRIVER_OK:
+            self._interrupt(self.config_vector, Isr.CONFIG)
+
+    def _interrupt(self, vector: int, cause: Isr) -> None:
+        """Interrupt the driver by MSI-X, or by INTx with its cause in the ISR status (4.1.4.5)."""
+        if self.interrupts.msix_on:
+            if cause is Isr.CONFIG:
+                self.isr |= cause
+            self.interrupts.raise_vector(vector)
+        else:
+            self.isr |= cause
+            self.interrupts.set_line(True)
+
+    def take_isr(self) -> int:
+        """Read the ISR status, which clears it and de-asserts INTx."""
+        isr = self.isr
+        self.isr = Isr(0)
+        self.interrupts.set_line(False)
+        return isr
