@@ -141,7 +141,9 @@ class VirtioCore:
         self.status |= new
         if new & Status.FAILED:
             log.info("the driver gave up on the device (FAILED)")
-        if new & Status.DRIVER_OK:
+        if new & Status.DRIVER_OK and self.status & Status.DEVICE_NEEDS_RESET:
+            self._interrupt(self.config_vector, Isr.CONFIG)
+        elif new & Status.DRIVER_OK:
             if not self.status & Status.FEATURES_OK:
                 self.fail("DRIVER_OK without FEATURES_OK")
                 return

@@ -111,7 +111,7 @@ class DeviceRing:
         indirect: bool,
         event_idx: bool,
     ) -> None:
-        layout.check(first, limit)
+        layout.check(first, limit, base)
         self._bytes: memoryview = window.bytes
         size = layout.size
         self._table = window.words("Q", layout.desc, _DESC_WORDS * size)

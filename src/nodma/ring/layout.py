@@ -37,8 +37,11 @@ class RingLayout:
         """The first byte behind the used ring."""
         return self.used + used_ring_bytes(self.size)
 
-    def check(self, first: int, limit: int) -> None:
-        """Raise BadRing unless the queue is one that 2.7 allows and lies in ``[first, limit)`` of the window."""
+    def check(self, first: int, limit: int, base: int = 0) -> None:
+        """Raise BadRing unless the queue is one that 2.7 allows and lies in ``[first, limit)`` of the window.
+
+        ``base`` is added to what the message says, to name addresses as the driver knows them.
+        """
         if not 0 < self.size <= MAX_QUEUE_SIZE or self.size & (self.size - 1):
             raise BadRing(f"a queue of {self.size} entries: must be a power of two up to {MAX_QUEUE_SIZE}")
         for part, offset, length, align in (
@@ -48,10 +51,10 @@ class RingLayout:
         ):
             if offset < first or offset + length > limit:
                 raise OutsideAddress(
-                    f"the {part} ({length} bytes at offset {offset:#x}) is outside the window's"
-                    f" [{first:#x}, {limit:#x})",
-                    offset,
+                    f"the {part} of {length} bytes at {base + offset:#x} is outside the window"
+                    f" [{base + first:#x}, {base + limit:#x})",
+                    base + offset,
                     length,
                 )
             if offset % align:
-                raise BadRing(f"the {part} at offset {offset:#x} is not aligned to {align} bytes")
+                raise BadRing(f"the {part} at {base + offset:#x} is not aligned to {align} bytes")

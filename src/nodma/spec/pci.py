@@ -216,3 +216,44 @@ class PmCapability(Capability):
     control = le16(rw=True)
     bridge = u8()
     data = u8()
+
+
+class MsiCapability(Capability):
+    """MSI capability (3.0, 6.8.1), the part that every form has."""
+
+    control = le16(rw=True)
+    address = le32(rw=True)
+
+
+class MsiControl(IntFlag):
+    """MSI message control."""
+
+    ENABLE = 1 << 0
+    ADDRESS_64 = 1 << 7
+    MASKABLE = 1 << 8
+
+
+MSI_CAPABLE_SHIFT: Final = 1
+MSI_CAPABLE_MASK: Final = 0x7
+"""log2 of the vectors that the function asks for."""
+
+
+class ExtendedCapability(Layout):
+    """What every capability beyond the first 256 bytes begins with (PCIe 7.6.3)."""
+
+    header = le32()
+
+    @property
+    def cap_id(self) -> int:
+        """The capability's id."""
+        return self.header & 0xFFFF
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+        return self.header >> 16 & 0xF
+
+    @property
+    def next(self) -> int:
+        """Where the next one is, 0 if there is none."""
+        return self.header >> 20 & ~3

@@ -1,0 +1,5 @@
+"""Run the command line as ``python -m nodma``."""
+
+from nodma.cli import main
+
+main()

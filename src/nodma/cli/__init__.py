@@ -1,0 +1,64 @@
+"""The ``nodma`` command: one file a subcommand.
+
+Exit codes: 0 all is well, 1 what was asked for failed, 2 it was not asked for properly, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+import click
+
+from nodma import __version__
+from nodma.errors import NodmaError
+
+_COMMANDS: Final = {
+    "demo": "Show a disk that cannot touch guest memory at work.",
+    "inspect": "Decode a PCI function, and say what breaks which clause.",
+    "serve": "Serve a device on a socket.",
+}
+
+
+class _Commands(click.Group):
+    """Load a subcommand when it is asked for: a device process starts fast, and stays small."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"nodma.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NodmaError as error:
+            raise click.ClickException(f"nodma: error: {error}") from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nodma")
+def cli() -> None:
+    """Virtio devices in their own process that cannot touch guest memory."""
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        cli.main(standalone_mode=False, prog_name="nodma")
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError):
+            error.show()
+        else:
+            click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)

@@ -1,0 +1,43 @@
+"""Kinds of values that the command line takes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import click
+
+from nodma.errors import UsageError
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_size(text: str) -> int:
+    """Read a size: bytes, or with K, M or G (and iB, if somebody insists) behind. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:iB|B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise UsageError(f"{text!r} is no size: write bytes, or a number with K, M or G, as in 16M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def show_size(size: int) -> str:
+    """Write a size as :func:`parse_size` reads it, as short as it goes."""
+    for unit in "GMK":
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)
+
+
+class Size(click.ParamType[int]):
+    """A size in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)

@@ -1,0 +1,378 @@
+"""A block device for Python callers, over a virtio-pci device with restricted DMA."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from nodma.driver.bus import PciBus
+from nodma.driver.vfio_user_bus import VfioUserBus
+from nodma.driver.virtio import VirtioPci
+from nodma.errors import PoolTooSmall, ProbeError, UsageError
+from nodma.ring import DriverRing, RingLayout
+from nodma.spec.virtio import Descriptor, DeviceType, Feature
+from nodma.spec.virtio_blk import (
+    ID_BYTES,
+    RANGE_UNMAP,
+    SECTOR,
+    BlkConfig,
+    BlkFeature,
+    BlkRange,
+    BlkRequest,
+    BlkStatus,
+    BlkType,
+)
+from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, NO_VECTOR
+from nodma.window import BouncePool, Direction, Mapping, PoolStats
+
+_WANTED: Final = sum(
+    feature.mask
+    for feature in (
+        BlkFeature.SIZE_MAX,
+        BlkFeature.SEG_MAX,
+        BlkFeature.RO,
+        BlkFeature.BLK_SIZE,
+        BlkFeature.FLUSH,
+        BlkFeature.TOPOLOGY,
+        BlkFeature.MQ,
+        BlkFeature.DISCARD,
+        BlkFeature.WRITE_ZEROES,
+    )
+)
+_CELL: Final = 32
+"""Bytes that a request has beside its data: the header, and behind it the status."""
+_STATUS_AT: Final = BlkRequest.size
+_RING_SHARE: Final = 4
+"""Rings, cells and indirect tables take at most this fraction of the region."""
+_MAX_QUEUE: Final = 256
+_BESIDE_DATA: Final = 2
+"""Parts of a request beside its data: header and status."""
+_CONFIG_VECTOR: Final = 0
+_QUEUE_VECTOR: Final = 1
+_REAP: Final = 64
+_CHECK_SECONDS: Final = 0.5
+"""How often a driver that waits looks whether its device is still well."""
+_NOT_DONE: Final = 0xFF
+_HEADER: Final = BlkRequest.codec
+
+ReadBuffer = bytes | bytearray | memoryview
+WriteBuffer = bytearray | memoryview
+
+
+class Ticket:
+    """A request on its way. ``done`` once the device gave it back; ``status`` is then what it said."""
+
+    __slots__ = ("cell", "done", "into", "mappings", "status")
+
+    def __init__(self, cell: int, mappings: Sequence[Mapping], into: memoryview | None) -> None:
+        self.cell = cell
+        self.mappings = mappings
+        self.into = into
+        self.done = False
+        self.status = _NOT_DONE
+
+
+class _Queue:
+    """A request queue: its ring, the cells of its requests, how to notify it."""
+
+    def __init__(self, device: VirtioPci, index: int, size: int, vector: int, parts: int) -> None:
+        self.ring: DriverRing = device.set_up_queue(index, size, vector=vector, parts=parts)
+        cells = device.reserve(_CELL * size)
+        self.cells = [cells + _CELL * number for number in range(size)]
+        self.doorbell = device.notifier(index)
+
+
+class BlockDisk:
+    """The disk behind a virtio-blk device: bytes at offsets, several requests in flight.
+
+    ``polling`` spins for completions, else the driver sleeps until an interrupt. One thread at a time.
+    Methods raise OSError (EIO, ENOTSUP, EROFS) for what the device refuses, and DeviceFailed or
+    Disconnected when there is no working device any more.
+    """
+
+    def __init__(self, bus: PciBus, *, queues: int = 1, depth: int = 128, polling: bool = False) -> None:
+        """Probe, negotiate, set up. Owns ``bus`` from here on. Raises ProbeError if it is no such disk."""
+        self.device = VirtioPci(bus)
+        try:
+            self._set_up(queues, depth, polling)
+        except BaseException:
+            self.device.close()
+            raise
+
+    def _set_up(self, queues: int, depth: int, polling: bool) -> None:
+        device = self.device
+        if device.space.header.device_id != MODERN_DEVICE_BASE + DeviceType.BLOCK:
+            raise ProbeError(f"device {device.space.header.device_id:#06x} is no block device")
+        features = self.features = device.negotiate(_WANTED)
+        config = self.config = device.device_config(BlkConfig)
+        self.size = config.capacity * SECTOR
+        """Bytes of the disk."""
+        self.read_only = bool(features & BlkFeature.RO.mask)
+        self.polling = polling
+        self._eventfds = [] if polling else device.bus.enable_msix(2)
+        device.set_config_vector(NO_VECTOR if polling else _CONFIG_VECTOR)
+        vector = NO_VECTOR if polling else _QUEUE_VECTOR
+
+        segments = config.seg_max if features & BlkFeature.SEG_MAX.mask else 1
+        count = min(max(1, queues), config.num_queues if features & BlkFeature.MQ.mask else 1)
+        indirect = bool(features & Feature.INDIRECT_DESC.mask)
+        parts = segments + _BESIDE_DATA if indirect else 0
+        entries = self._entries(depth, count, parts)
+        if not indirect:
+            segments = min(segments, entries - _BESIDE_DATA)
+        self._queues = [_Queue(device, index, entries, vector, parts) for index in range(count)]
+        self._turn = 0
+        self.in_flight = 0
+        """Requests that the device has."""
+
+        assert device.window
+        self._memory = device.window.bytes
+        self.pool = BouncePool(device.window, *device.free, reclaim=self._make_progress)
+        segment = self.pool.max_mapping
+        if features & BlkFeature.SIZE_MAX.mask:
+            segment = min(segment, config.size_max)
+        self.segment = segment // SECTOR * SECTOR
+        """Bytes that one part of a request has at most."""
+        self.max_request = self.segment * segments
+        """Bytes that one request moves at most."""
+        self._poll = select.poll()
+        for fd in self._eventfds:
+            self._poll.register(fd, select.POLLIN)
+        device.start()
+
+    def _entries(self, depth: int, queues: int, parts: int) -> int:
+        """Choose the queues' size: what ``depth`` needs, if that leaves most of the region to the pool."""
+        entries = min(_MAX_QUEUE, self.device.queue_limit(0), 1 << max(2, (depth - 1).bit_length()))
+        each = _CELL + Descriptor.size * parts
+        room = self.device.region.length // _RING_SHARE // queues
+        while entries > 2 and RingLayout.packed_at(0, entries).end + each * entries > room:
+            entries //= 2
+        return entries
+
+    @property
+    def serial(self) -> str:
+        """The device ID string (GET_ID)."""
+        raw = bytearray(ID_BYTES)
+        self._finish([self._submit(BlkType.GET_ID, 0, (), [self._map_in(ID_BYTES)], raw)])
+        return raw.rstrip(b"\0").decode("ascii", "replace")
+
+    # Like a file
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Read up to ``length`` bytes from ``offset`` on; fewer only at the disk's end."""
+        buffer = bytearray(max(0, min(length, self.size - offset)))
+        self.readinto(buffer, offset)
+        return bytes(buffer)
+
+    def readinto(self, buffer: WriteBuffer, offset: int) -> None:
+        """Fill ``buffer`` from ``offset`` on. Raises UsageError if that is not all inside the disk."""
+        view = memoryview(buffer).cast("B")
+        begin, end = self._sectors(offset, len(view))
+        aligned = begin == offset and end == offset + len(view)
+        whole = view if aligned else memoryview(bytearray(end - begin))
+        self._finish(
+            [
+                self.submit_read(begin + at, whole[at : at + self.max_request])
+                for at in range(0, len(whole), self.max_request)
+            ]
+        )
+        if not aligned:
+            view[:] = whole[offset - begin : offset - begin + len(view)]
+
+    def pwrite(self, data: ReadBuffer, offset: int) -> int:
+        """Write ``data`` at ``offset``; gives its length. What shares a sector with it is read and kept."""
+        view = memoryview(data).cast("B")
+        begin, end = self._sectors(offset, len(view))
+        if begin != offset or end != offset + len(view):
+            whole = bytearray(self.pread(end - begin, begin))
+            whole[offset - begin : offset - begin + len(view)] = view
+            view, offset = memoryview(whole), begin
+        self._finish(
+            [
+                self.submit_write(offset + at, view[at : at + self.max_request])
+                for at in range(0, len(view), self.max_request)
+            ]
+        )
+        return len(data)
+
+    def flush(self) -> None:
+        """Have all that was written made durable."""
+        if self.features & BlkFeature.FLUSH.mask:
+            self._finish([self._submit(BlkType.FLUSH, 0, (), ())])
+
+    def discard(self, offset: int, length: int) -> None:
+        """Tell the device that a range of whole sectors is no longer needed."""
+        self._range(BlkFeature.DISCARD, BlkType.DISCARD, offset, length, 0)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Have a range of whole sectors read as zeros, deallocated if the device can."""
+        self._range(BlkFeature.WRITE_ZEROES, BlkType.WRITE_ZEROES, offset, length, RANGE_UNMAP if unmap else 0)
+
+    # Requests in flight
+
+    def submit_read(self, offset: int, into: WriteBuffer) -> Ticket:
+        """Begin to read whole sectors, at most :attr:`max_request` bytes, into a buffer."""
+        length = len(into)
+        mappings = [self._map_in(min(self.segment, length - at)) for at in range(0, length, self.segment)]
+        return self._submit(BlkType.IN, offset // SECTOR, (), mappings, into)
+
+    def submit_write(self, offset: int, data: ReadBuffer) -> Ticket:
+        """Begin to write whole sectors, at most :attr:`max_request` bytes; ``data`` is copied at once."""
+        segment = self.segment
+        mappings = [
+            self.pool.map(data[at : at + segment] if len(data) > segment else data, Direction.TO_DEVICE)
+            for at in range(0, len(data), segment)
+        ]
+        return self._submit(BlkType.OUT, offset // SECTOR, mappings, ())
+
+    def kick(self) -> None:
+        """Let the device see what was submitted; a request is not on its way before."""
+        for queue in self._queues:
+            if queue.ring.publish():
+                self.device.bus.post_bar(*queue.doorbell)
+
+    def reap(self) -> list[Ticket]:
+        """Collect what is done, without waiting."""
+        finished = []
+        for queue in self._queues:
+            for ticket, written in queue.ring.reap(_REAP):
+                assert isinstance(ticket, Ticket)
+                self._complete(queue, ticket, written)
+                finished.append(ticket)
+        return finished
+
+    def wait(self) -> list[Ticket]:
+        """Send off what was submitted, and collect what is done, waiting for one if there is none."""
+        self.kick()
+        while not (finished := self.reap()):
+            if not self.in_flight:
+                break
+            if self.polling:
+                self._spin()
+            else:
+                self._sleep()
+        return finished
+
+    def close(self) -> None:
+        """Reset the device and let it go. Requests in flight are lost."""
+        self._memory.release()
+        self.device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def statistics(self) -> PoolStats:
+        """What went through the pool."""
+        return self.pool.stats
+
+    def _map_in(self, length: int) -> Mapping:
+        return self.pool.map(length, Direction.FROM_DEVICE)
+
+    def _submit(
+        self,
+        kind: BlkType,
+        sector: int,
+        out: Sequence[Mapping],
+        back: Sequence[Mapping],
+        into: WriteBuffer | None = None,
+    ) -> Ticket:
+        """Put a request in the next queue, waiting until there is room."""
+        queue = self._queues[self._turn]
+        self._turn = (self._turn + 1) % len(self._queues)
+        while not queue.cells:
+            self._make_progress()
+        cell = queue.cells.pop()
+        memory = self._memory
+        _HEADER.pack_into(memory, cell, kind, 0, sector)
+        memory[cell + _STATUS_AT] = _NOT_DONE
+        readable = [(cell, _STATUS_AT), *((mapping.offset, mapping.length) for mapping in out)]
+        writable = [*((mapping.offset, mapping.length) for mapping in back), (cell + _STATUS_AT, 1)]
+        ticket = Ticket(cell, out or back, None if into is None else memoryview(into))
+        while not queue.ring.add(readable, writable, ticket):
+            self._make_progress()
+        self.in_flight += 1
+        return ticket
+
+    def _complete(self, queue: _Queue, ticket: Ticket, written: int) -> None:
+        """Take a request back: read its status once, copy out what it read, free its slots."""
+        ticket.status = self._memory[ticket.cell + _STATUS_AT]
+        ticket.done = True
+        queue.cells.append(ticket.cell)
+        self.in_flight -= 1
+        into = ticket.into
+        if into is not None and ticket.status == BlkStatus.OK and written <= len(into):
+            ticket.status = BlkStatus.IOERR  # it says that all is well, but did not write all
+        at = 0
+        for mapping in ticket.mappings:
+            if into is None or ticket.status != BlkStatus.OK:
+                self.pool.unmap(mapping)
+            else:
+                self.pool.unmap(mapping, into[at : at + mapping.length])
+                at += mapping.length
+
+    def _finish(self, tickets: list[Ticket]) -> None:
+        """Wait for requests. Raises OSError if one failed, once all are done."""
+        while not all(ticket.done for ticket in tickets):
+            self.wait()
+        for ticket in tickets:
+            if ticket.status == BlkStatus.UNSUPP:
+                raise OSError(errno.ENOTSUP, "the device does not support this request")
+            if ticket.status != BlkStatus.OK:
+                raise OSError(errno.EROFS if self.read_only else errno.EIO, "the device reports an I/O error")
+
+    def _range(self, feature: BlkFeature, kind: BlkType, offset: int, length: int, flags: int) -> None:
+        if not self.features & feature.mask:
+            raise OSError(errno.ENOTSUP, f"the device does not offer {feature.name}")
+        if (offset, offset + length) != self._sectors(offset, length):
+            raise UsageError(f"{length} bytes at {offset} are not whole sectors of {SECTOR} bytes")
+        data = BlkRange.codec.pack(offset // SECTOR, length // SECTOR, flags)
+        self._finish([self._submit(kind, 0, [self.pool.map(data, Direction.TO_DEVICE)], ())])
+
+    def _sectors(self, offset: int, length: int) -> tuple[int, int]:
+        """Round a range to whole sectors. Raises UsageError if it is not inside the disk."""
+        if offset < 0 or offset + length > self.size:
+            raise UsageError(f"{length} bytes at {offset} do not lie on a disk of {self.size} bytes")
+        return offset // SECTOR * SECTOR, -(-(offset + length) // SECTOR) * SECTOR
+
+    def _make_progress(self) -> None:
+        """Wait until something is given back: the queue or the pool is full (DMB-D3)."""
+        if not self.in_flight:
+            raise PoolTooSmall("the pool has no room, and no request is in flight that could make some")
+        self.wait()
+
+    def _spin(self) -> None:
+        end = time.monotonic() + _CHECK_SECONDS
+        rings = [queue.ring for queue in self._queues]
+        while not any(ring.pending() for ring in rings):
+            if time.monotonic() > end:
+                self.device.check()
+                return
+
+    def _sleep(self) -> None:
+        """Wait for an interrupt; now and then see whether the device is still well."""
+        half = max(1, self.in_flight // len(self._queues) // 2)
+        for queue in self._queues:
+            if queue.ring.arm(min(half, queue.ring.outstanding) or 1):
+                return
+        events = self._poll.poll(_CHECK_SECONDS * 1000)
+        for fd, _ in events:
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:
+                continue
+        if not events or events[0][0] == self._eventfds[_CONFIG_VECTOR]:
+            self.device.check()
+
+
+def open_disk(path: Path | str, *, queues: int = 1, depth: int = 128, polling: bool = False) -> BlockDisk:
+    """Open the disk that the vfio-user server at ``path`` serves."""
+    return BlockDisk(VfioUserBus.connect(path), queues=queues, depth=depth, polling=polling)

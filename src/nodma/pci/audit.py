@@ -1,0 +1,168 @@
+"""Hold a configuration space against the clauses: what a device must and should present."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from nodma.pci.config import CapabilityView, ConfigSpace, VirtioCapability
+from nodma.spec.pci import BAR_COUNT, MSIX_BIR_MASK, MSIX_TABLE_SIZE_MASK, CapId, MsixCapability, MsixEntry
+from nodma.spec.profiles import SELF
+from nodma.spec.virtio import Feature
+from nodma.spec.virtio_pci import CfgType, CommonCfg, SharedSwiotlbCap, VirtioPciCap
+
+Severity = Literal["error", "warning"]
+
+_MANDATORY = (
+    (CfgType.COMMON, "4.1.4.3.1"),
+    (CfgType.NOTIFY, "4.1.4.4.1"),
+    (CfgType.ISR, "4.1.4.5.1"),
+    (CfgType.PCI, "4.1.4.9.1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What breaks a clause: an error if a driver must not go on, else a warning."""
+
+    clause: str
+    severity: Severity
+    message: str
+
+
+def audit(space: ConfigSpace, features: int | None = None) -> list[Finding]:
+    """Give all that is wrong with a virtio function; ``features`` are those it offers, if known."""
+    if not space.is_virtio:
+        return [Finding("PCI 6.7", "error", what) for what in space.broken]
+    return [
+        *(Finding("PCI 6.7", "error", what) for what in space.broken),
+        *_mandatory(space),
+        *_structures(space),
+        *_swiotlb(space, features),
+        *_features(features),
+    ]
+
+
+def _mandatory(space: ConfigSpace) -> Iterator[Finding]:
+    for cfg_type, clause in _MANDATORY:
+        if not space.virtio(cfg_type):
+            yield Finding(clause, "error", f"no capability {cfg_type} ({cfg_type.name}): a device must present one")
+
+
+def _structures(space: ConfigSpace) -> Iterator[Finding]:
+    """Check each structure's place, and what its type demands of it."""
+    for cap in space.capabilities:
+        if not isinstance(cap, VirtioCapability) or cap.cfg_type == CfgType.PCI:
+            continue
+        name = _name(cap)
+        if len(cap.raw) < VirtioPciCap.size:
+            yield Finding("4.1.4", "error", f"{name} has {len(cap.raw)} bytes, fewer than {VirtioPciCap.size}")
+        if cap.cfg_type == CfgType.SWIOTLB and cap.owner != (SELF, SELF):
+            continue  # in another function's BAR, which is not to be seen from here
+        yield from _place(space, cap, name)
+        if cap.cfg_type in (CfgType.COMMON, CfgType.DEVICE) and cap.offset_in_bar % 4:
+            yield Finding("4.1.4.3.1", "error", f"{name} is at {cap.offset_in_bar:#x}, not 4-byte aligned")
+        if cap.cfg_type == CfgType.COMMON and cap.length < CommonCfg.queue_notif_config_data.offset:
+            yield Finding("4.1.4.3.1", "error", f"{name} has {cap.length} bytes, too few for its registers")
+        if cap.cfg_type == CfgType.NOTIFY:
+            yield from _notify(cap, name)
+
+
+def _place(space: ConfigSpace, cap: VirtioCapability, name: str) -> Iterator[Finding]:
+    """Check that a structure lies in a memory BAR that exists, as far as is known."""
+    if cap.cfg_type not in list(CfgType):
+        return  # a driver ignores it
+    clause = "SW-D2" if cap.cfg_type == CfgType.SWIOTLB else "4.1.4"
+    bar = space.bar(cap.bar)
+    if cap.bar >= BAR_COUNT:
+        yield Finding("4.1.4", "warning", f"{name} names BAR {cap.bar}, which is reserved: drivers ignore it")
+    elif bar is None:
+        yield Finding(clause, "error", f"{name} names BAR {cap.bar}, which does not exist")
+    elif bar.size is not None and cap.end > bar.size:
+        where = f"{cap.offset_in_bar:#x} to {cap.end:#x}"
+        yield Finding(clause, "error", f"{name} reaches from {where} in BAR {bar.index} of {bar.size:#x} bytes")
+    if cap.length == 0:
+        yield Finding(clause, "error", f"{name} has no length")
+
+
+def _notify(cap: VirtioCapability, name: str) -> Iterator[Finding]:
+    multiplier = cap.notify_off_multiplier
+    if multiplier & (multiplier - 1) or multiplier == 1:
+        yield Finding("4.1.4.4.1", "error", f"{name} has multiplier {multiplier}, neither 0 nor an even power of two")
+    if cap.offset_in_bar % 2:
+        yield Finding("4.1.4.4.1", "error", f"{name} is at {cap.offset_in_bar:#x}, not 2-byte aligned")
+    if cap.length < 2:
+        yield Finding("4.1.4.4.1", "error", f"{name} has {cap.length} bytes, fewer than 2")
+
+
+def _swiotlb(space: ConfigSpace, features: int | None) -> Iterator[Finding]:
+    """Check capability 10 and the feature that goes with it."""
+    found = space.virtio_all(CfgType.SWIOTLB)
+    if features is not None:
+        offered = bool(features & Feature.SWIOTLB.mask)
+        if found and not offered:
+            yield Finding("SW-V2", "warning", "there is a capability 10, but VIRTIO_F_SWIOTLB (bit 27) is not offered")
+        if offered and not found:
+            yield Finding("SW-V3", "error", "VIRTIO_F_SWIOTLB (bit 27) is offered, but there is no capability 10")
+    if len(found) > 1:
+        at = ", ".join(f"{cap.offset:#04x}" for cap in found)
+        yield Finding("SW-D2", "warning", f"{len(found)} capabilities 10 (at {at}): drivers use the first")
+    for cap in found:
+        name = _name(cap)
+        if VirtioPciCap.size < len(cap.raw) < SharedSwiotlbCap.size:
+            yield Finding("SHARE", "warning", f"{name} has {len(cap.raw)} bytes, neither {VirtioPciCap.size} nor more")
+        if cap.owner != (SELF, SELF):
+            continue
+        bar = space.bar(cap.bar)
+        if bar is None:
+            continue
+        if bar.kind != "memory":
+            yield Finding("SW-D2", "error", f"{name} names BAR {cap.bar}, which is no memory")
+        elif not (bar.is64 and bar.prefetchable):
+            yield Finding(
+                "SW-D3",
+                "warning",
+                f"{name}: BAR {cap.bar} is not 64-bit prefetchable, so its memory may be mapped uncached",
+            )
+        yield from _overlaps(space, cap, name)
+
+
+def _overlaps(space: ConfigSpace, cap: VirtioCapability, name: str) -> Iterator[Finding]:
+    """Find what else claims the region's place."""
+    for other, (bar, begin, end) in _claims(space):
+        if other is not cap and bar == cap.bar and begin < cap.end and cap.offset_in_bar < end:
+            what = _name(other) if isinstance(other, VirtioCapability) else "the MSI-X table"
+            yield Finding("SW-D2", "error", f"{name} overlaps {what} in BAR {bar}")
+
+
+def _claims(space: ConfigSpace) -> Iterator[tuple[CapabilityView, tuple[int, int, int]]]:
+    for cap in space.capabilities:
+        if isinstance(cap, VirtioCapability) and cap.cfg_type != CfgType.PCI:
+            yield cap, (cap.bar, cap.offset_in_bar, cap.end)
+        elif cap.cap_id == CapId.MSIX and isinstance(cap.structure, MsixCapability):
+            table = cap.structure.table
+            entries = (cap.structure.control & MSIX_TABLE_SIZE_MASK) + 1
+            begin = table & ~MSIX_BIR_MASK
+            yield cap, (table & MSIX_BIR_MASK, begin, begin + entries * MsixEntry.size)
+
+
+def _features(features: int | None) -> Iterator[Finding]:
+    if features is None:
+        return
+    if not features & Feature.VERSION_1.mask:
+        yield Finding("6.1", "error", "VIRTIO_F_VERSION_1 (bit 32) is not offered: drivers of today refuse the device")
+    if not features & Feature.ACCESS_PLATFORM.mask:
+        yield Finding(
+            "SW-P1",
+            "warning",
+            "VIRTIO_F_ACCESS_PLATFORM (bit 33) is not offered: Linux then bypasses its DMA API, and any pool with it",
+        )
+
+
+def _name(cap: VirtioCapability) -> str:
+    try:
+        kind = CfgType(cap.cfg_type).name
+    except ValueError:
+        kind = "unknown"
+    return f"capability {cap.cfg_type} ({kind}) at {cap.offset:#04x}"

@@ -1,0 +1,250 @@
+"""Decode a configuration space. Whatever the bytes are, nothing here raises, loops, or grows with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from nodma.spec.layout import Layout
+from nodma.spec.pci import (
+    BAR_COUNT,
+    BAR_IO_MASK,
+    BAR_MEM_MASK,
+    BAR_TYPE_MASK,
+    CONFIG_SIZE,
+    EXTENDED_CONFIG_SIZE,
+    FIRST_CAPABILITY,
+    BarFlag,
+    Capability,
+    CapId,
+    ExpressCapability,
+    ExtendedCapability,
+    MsiCapability,
+    MsixCapability,
+    PciStatus,
+    PmCapability,
+    Type0Header,
+    VendorCapability,
+)
+from nodma.spec.profiles import SELF
+from nodma.spec.virtio_pci import (
+    VIRTIO_VENDOR,
+    CfgType,
+    SharedSwiotlbCap,
+    VirtioPciCap,
+    VirtioPciCap64,
+    VirtioPciCfgCap,
+    VirtioPciNotifyCap,
+    VirtioPciVendorCap,
+)
+
+_MAX_CAPABILITIES: Final = (CONFIG_SIZE - FIRST_CAPABILITY) // 4
+_STANDARD: Final[Mapping[int, type[Capability]]] = {
+    CapId.PM: PmCapability,
+    CapId.MSI: MsiCapability,
+    CapId.EXPRESS: ExpressCapability,
+    CapId.MSIX: MsixCapability,
+}
+_VIRTIO: Final[Mapping[int, type[VendorCapability]]] = {
+    CfgType.NOTIFY: VirtioPciNotifyCap,
+    CfgType.PCI: VirtioPciCfgCap,
+    CfgType.SHARED_MEMORY: VirtioPciCap64,
+    CfgType.VENDOR: VirtioPciVendorCap,
+}
+
+L = TypeVar("L", bound=Layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A base address register. ``address`` is 0 while none is assigned; ``size`` in bytes, if known."""
+
+    index: int
+    kind: str
+    address: int
+    is64: bool = False
+    prefetchable: bool = False
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityView:
+    """A capability at ``offset``, its bytes ``raw``; ``structure`` decodes them, where their kind is known."""
+
+    offset: int
+    cap_id: int
+    raw: bytes
+    structure: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioCapability(CapabilityView):
+    """A virtio structure: ``length`` bytes at ``offset_in_bar`` of BAR ``bar``."""
+
+    cfg_type: int = 0
+    bar: int = 0
+    id: int = 0
+    offset_in_bar: int = 0
+    length: int = 0
+    notify_off_multiplier: int = 0
+    owner: tuple[int, int] = (SELF, SELF)
+    """Capability 10: device and function whose BAR it is, 0xff for the function's own."""
+
+    @property
+    def end(self) -> int:
+        """The offset in the BAR of the first byte behind the structure."""
+        return self.offset_in_bar + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSpace:
+    """A decoded configuration space. ``broken`` tells what is wrong with the capability list."""
+
+    raw: bytes
+    header: Type0Header
+    bars: tuple[Bar, ...]
+    capabilities: tuple[CapabilityView, ...]
+    extended: tuple[CapabilityView, ...] = ()
+    broken: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def parse(cls, raw: bytes, bar_sizes: Mapping[int, int] | None = None) -> ConfigSpace:
+        """Decode 64, 256 or 4096 bytes; what is missing reads as zeros. Sizes of BARs are not in them."""
+        whole = raw[:EXTENDED_CONFIG_SIZE].ljust(CONFIG_SIZE, b"\0")
+        header = Type0Header(whole)
+        broken: list[str] = []
+        capabilities = tuple(_walk(whole, header, broken)) if len(raw) > FIRST_CAPABILITY else ()
+        return cls(
+            raw=raw,
+            header=header,
+            bars=tuple(_bars(header, bar_sizes or {})),
+            capabilities=capabilities,
+            extended=tuple(_walk_extended(whole, broken)),
+            broken=tuple(broken),
+        )
+
+    @property
+    def is_virtio(self) -> bool:
+        """Whether the vendor's own capabilities are virtio's."""
+        return self.header.vendor_id == VIRTIO_VENDOR
+
+    def bar(self, index: int) -> Bar | None:
+        """Give a BAR, if it exists."""
+        return next((bar for bar in self.bars if bar.index == index), None)
+
+    def find(self, cap_id: int) -> CapabilityView | None:
+        """Give the first capability of a kind."""
+        return next((cap for cap in self.capabilities if cap.cap_id == cap_id), None)
+
+    def virtio_all(self, cfg_type: int) -> list[VirtioCapability]:
+        """Give every virtio structure of a type, in the order of the list, which is that of preference."""
+        return [cap for cap in self.capabilities if isinstance(cap, VirtioCapability) and cap.cfg_type == cfg_type]
+
+    def virtio(self, cfg_type: int) -> VirtioCapability | None:
+        """Give the first virtio structure of a type whose BAR number is none of the reserved ones (4.1.4)."""
+        return next((cap for cap in self.virtio_all(cfg_type) if cap.bar < BAR_COUNT), None)
+
+
+def _bars(header: Type0Header, sizes: Mapping[int, int]) -> Iterator[Bar]:
+    registers = [header.bar0, header.bar1, header.bar2, header.bar3, header.bar4, header.bar5]
+    index = 0
+    while index < BAR_COUNT:
+        value = registers[index]
+        size = sizes.get(index)
+        if value & BarFlag.IO:
+            yield Bar(index, "io", value & BAR_IO_MASK, size=size)
+        elif value or size:
+            is64 = value & BAR_TYPE_MASK == BarFlag.TYPE_64 and index + 1 < BAR_COUNT
+            high = registers[index + 1] << 32 if is64 else 0
+            yield Bar(index, "memory", high | value & BAR_MEM_MASK, is64, bool(value & BarFlag.PREFETCH), size)
+            index += is64
+        index += 1
+
+
+def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[CapabilityView]:
+    """Follow the capability list, as far as it can be followed."""
+    if not header.status & PciStatus.CAP_LIST:
+        return
+    seen: set[int] = set()
+    at = header.capabilities & ~3
+    while at:
+        if at < FIRST_CAPABILITY:
+            broken.append(f"the capability list points into the header, to {at:#04x}")
+            return
+        if at in seen:
+            broken.append(f"the capability list has a loop: {at:#04x} comes again")
+            return
+        seen.add(at)
+        head = Capability(whole, at)
+        if head.cap_id == 0xFF:
+            broken.append(f"the capability list points to {at:#04x}, where nothing answers")
+            return
+        yield _capability(whole, header, at, broken)
+        at = head.cap_next & ~3
+
+
+def _capability(whole: bytes, header: Type0Header, at: int, broken: list[str]) -> CapabilityView:
+    cap_id = whole[at]
+    if cap_id == CapId.VENDOR:
+        length = VendorCapability(_padded(whole, at, VendorCapability.size)).cap_len
+        if length < VendorCapability.size or at + length > CONFIG_SIZE:
+            broken.append(f"the vendor capability at {at:#04x} says it has {length} bytes")
+        raw = whole[at : min(at + max(length, VendorCapability.size), CONFIG_SIZE)]
+        if header.vendor_id == VIRTIO_VENDOR:
+            return _virtio(at, raw)
+        return CapabilityView(at, cap_id, raw, _view(VendorCapability, raw))
+    layout = _STANDARD.get(cap_id, Capability)
+    raw = whole[at : min(at + layout.size, CONFIG_SIZE)]
+    return CapabilityView(at, cap_id, raw, _view(layout, raw))
+
+
+def _virtio(at: int, raw: bytes) -> CapabilityView:
+    cap = _view(VirtioPciCap, raw)
+    cfg_type = cap.cfg_type
+    layout = _VIRTIO.get(cfg_type, VirtioPciCap)
+    if cfg_type == CfgType.SWIOTLB and len(raw) >= SharedSwiotlbCap.size:
+        layout = SharedSwiotlbCap
+    structure = _view(layout, raw)
+    more: dict[str, Any] = {}
+    offset, length = cap.offset, cap.length
+    if cfg_type == CfgType.VENDOR:
+        return CapabilityView(at, CapId.VENDOR, raw, structure)
+    if isinstance(structure, VirtioPciCap64):
+        offset |= structure.offset_hi << 32
+        length |= structure.length_hi << 32
+    elif isinstance(structure, VirtioPciNotifyCap):
+        more["notify_off_multiplier"] = structure.notify_off_multiplier
+    elif isinstance(structure, SharedSwiotlbCap):
+        more["owner"] = (structure.device, structure.function)
+    return VirtioCapability(
+        at, CapId.VENDOR, raw, structure, cfg_type=cfg_type, bar=cap.bar, id=cap.id, offset_in_bar=offset,
+        length=length, **more,
+    )  # fmt: skip
+
+
+def _walk_extended(whole: bytes, broken: list[str]) -> Iterator[CapabilityView]:
+    seen: set[int] = set()
+    at = CONFIG_SIZE
+    while at and at + ExtendedCapability.size <= len(whole):
+        structure = ExtendedCapability(whole, at)
+        if structure.header in (0, 0xFFFFFFFF):
+            return
+        if at in seen:
+            broken.append(f"the extended capability list has a loop: {at:#05x} comes again")
+            return
+        seen.add(at)
+        yield CapabilityView(at, structure.cap_id, whole[at : at + ExtendedCapability.size], structure)
+        at = structure.next
+        if at and at < CONFIG_SIZE:
+            broken.append(f"the extended capability list points to {at:#05x}")
+            return
+
+
+def _padded(whole: bytes, at: int, length: int) -> bytes:
+    return whole[at : at + length].ljust(length, b"\0")
+
+
+def _view(layout: type[L], raw: bytes) -> L:
+    """View bytes as a structure; what is missing of it reads as zeros."""
+    return layout(raw.ljust(layout.size, b"\0"))
