@@ -130,13 +130,12 @@ class BlockDevice(Device):
             self._counts["errors"] += 1
             return
         result = _IOERR
-        data = request.writable
         try:
             header = request.read(_HEADER_BYTES)
             if len(header) == _HEADER_BYTES:
                 kind, _, sector = _HEADER.unpack(header)
                 if kind == _IN:
-                    result = self._read(sector * SECTOR, data)
+                    result = self._read(sector * SECTOR, request)
                 elif kind == _OUT:
                     result = self._write(sector * SECTOR, request.readable)
                 else:
@@ -146,18 +145,15 @@ class BlockDevice(Device):
         status[0] = result
         if result == _OK:
             request.written += 1  # the status; behind data that was not written it does not count (2.7.8.2)
-            if kind == _IN:
-                request.written += sum(map(len, data))
         else:
             self._counts["errors"] += 1
 
-    def _inside(self, offset: int, length: int) -> bool:
-        return 0 < length <= self._size - offset and not length % SECTOR
-
-    def _read(self, offset: int, data: list[memoryview]) -> int:
+    def _read(self, offset: int, request: Request) -> int:
+        data = request.writable
         length = sum(map(len, data))
-        if not self._inside(offset, length) or self.image.read(data, offset) != length:
+        if not 0 < length <= self._size - offset or length % SECTOR or not self.image.read(data, offset, length):
             return _IOERR
+        request.written = length
         counts = self._counts
         counts["reads"] += 1
         counts["bytes_read"] += length
@@ -165,7 +161,9 @@ class BlockDevice(Device):
 
     def _write(self, offset: int, data: list[memoryview]) -> int:
         length = sum(map(len, data))
-        if self._read_only or not self._inside(offset, length) or self.image.write(data, offset) != length:
+        if self._read_only or not 0 < length <= self._size - offset or length % SECTOR:
+            return _IOERR
+        if not self.image.write(data, offset, length):
             return _IOERR
         if self._write_through:
             self.image.flush()
@@ -194,7 +192,7 @@ class BlockDevice(Device):
         if any(flags & ~allowed for _, _, flags in ranges):
             return _UNSUPP
         for sector, count, _ in ranges:
-            if count > _MAX_RANGE_SECTORS or not self._inside(sector * SECTOR, count * SECTOR):
+            if not 0 < count <= min(_MAX_RANGE_SECTORS, self._size // SECTOR - sector):
                 return _IOERR
         for sector, count, flags in ranges:
             if kind == BlkType.DISCARD:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,6 +22,8 @@ _BLKZEROOUT: Final = 0x127F
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _ZEROS: Final = bytes(1 << 16)
 _IOV_MAX: Final = 1024
+
+_Transfer = Callable[[int, list[memoryview], int], int]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -58,24 +61,27 @@ class Image:
             os.close(self.fd)
             raise
 
-    def read(self, views: list[memoryview], offset: int) -> int:
-        """Fill ``views`` from ``offset`` on; give the bytes read, fewer only at the file's end."""
-        return self._transfer(os.preadv, views, offset)
+    def read(self, views: list[memoryview], offset: int, length: int) -> bool:
+        """Fill ``views``, ``length`` bytes in all, from ``offset`` on; False if the file ends before."""
+        if len(views) <= _IOV_MAX and os.preadv(self.fd, views, offset) == length:
+            return True
+        return self._by_pieces(os.preadv, views, offset, length)
 
-    def write(self, views: list[memoryview], offset: int) -> int:
-        """Write ``views`` at ``offset``; give the bytes written."""
-        return self._transfer(os.pwritev, views, offset)
+    def write(self, views: list[memoryview], offset: int, length: int) -> bool:
+        """Write ``views``, ``length`` bytes in all, at ``offset``; False if the file takes no more."""
+        if len(views) <= _IOV_MAX and os.pwritev(self.fd, views, offset) == length:
+            return True
+        return self._by_pieces(os.pwritev, views, offset, length)
 
-    def _transfer(self, call: object, views: list[memoryview], offset: int) -> int:
-        done: int = call(self.fd, views[:_IOV_MAX], offset)  # type: ignore[operator]
-        total = sum(map(len, views))
-        while done < total:
-            rest = _behind(views, done)
-            step: int = call(self.fd, rest[:_IOV_MAX], offset + done)  # type: ignore[operator]
+    def _by_pieces(self, call: _Transfer, views: list[memoryview], offset: int, length: int) -> bool:
+        """Transfer what one call did not, which may be all of it again."""
+        done = 0
+        while done < length:
+            step = call(self.fd, _behind(views, done)[:_IOV_MAX], offset + done)
             if step <= 0:
-                break
+                return False
             done += step
-        return done
+        return True
 
     def flush(self) -> None:
         """Make all that was written durable."""

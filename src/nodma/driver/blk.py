@@ -155,6 +155,12 @@ class BlockDisk:
         return entries
 
     @property
+    def feature_names(self) -> list[str]:
+        """The features that were accepted, by name, in the order of their bits."""
+        names = {int(bit): bit.name for kind in (BlkFeature, Feature) for bit in kind}
+        return [str(name) for bit, name in sorted(names.items()) if self.features >> bit & 1]
+
+    @property
     def serial(self) -> str:
         """The device ID string (GET_ID)."""
         raw = bytearray(ID_BYTES)

@@ -250,7 +250,7 @@ class VirtioCore:
                     return ring.arm()
                 for request in batch:
                     handler(request)
-                    ring.push(request.head, request.written)
+                ring.push(batch)
                 self.counters.requests += len(batch)
                 if ring.publish():
                     self._interrupt(queue.vector, Isr.QUEUE)

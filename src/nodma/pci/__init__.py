@@ -1,6 +1,6 @@
-"""A PCI function from outside: its configuration space decoded, and held against the clauses.
+"""A PCI function from outside: its configuration space read, decoded, printed, and held against the clauses.
 
-Pure functions of bytes, whoever read them: a driver that probes, or a tool that inspects.
+Functions of bytes, whoever read them: a driver that probes, or a tool that inspects. Only ``sysfs`` reads them itself.
 """
 
 from nodma.pci.audit import Finding, audit

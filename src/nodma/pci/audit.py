@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Final, Literal
 
 from nodma.pci.config import CapabilityView, ConfigSpace, VirtioCapability
-from nodma.spec.pci import BAR_COUNT, MSIX_BIR_MASK, MSIX_TABLE_SIZE_MASK, CapId, MsixCapability, MsixEntry
+from nodma.spec.pci import (
+    BAR_COUNT,
+    MSIX_BIR_MASK,
+    MSIX_PENDING_BITS,
+    MSIX_TABLE_SIZE_MASK,
+    CapId,
+    MsixCapability,
+    MsixEntry,
+)
 from nodma.spec.profiles import SELF
 from nodma.spec.virtio import Feature
 from nodma.spec.virtio_pci import CfgType, CommonCfg, SharedSwiotlbCap, VirtioPciCap
@@ -20,6 +29,9 @@ _MANDATORY = (
     (CfgType.ISR, "4.1.4.5.1"),
     (CfgType.PCI, "4.1.4.9.1"),
 )
+_TYPES: Final = frozenset(CfgType)
+_ALIGNED: Final[Mapping[int, str]] = {CfgType.COMMON: "4.1.4.3.1", CfgType.DEVICE: "4.1.4.6.1"}
+"""The structures that must be 4-byte aligned, and the clause that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,7 @@ def audit(space: ConfigSpace, features: int | None = None) -> list[Finding]:
         return [Finding("PCI 6.7", "error", what) for what in space.broken]
     return [
         *(Finding("PCI 6.7", "error", what) for what in space.broken),
+        *_overlong(space),
         *_mandatory(space),
         *_structures(space),
         *_swiotlb(space, features),
@@ -44,25 +57,46 @@ def audit(space: ConfigSpace, features: int | None = None) -> list[Finding]:
     ]
 
 
+def _overlong(space: ConfigSpace) -> Iterator[Finding]:
+    """Check that no vendor capability reaches into the next: one of the two lengths is then wrong."""
+    caps = sorted(space.capabilities, key=lambda cap: cap.offset)
+    for cap, after in pairwise(caps):
+        end = cap.offset + len(cap.raw)
+        if cap.cap_id == CapId.VENDOR and end > after.offset:
+            yield Finding(
+                "PCI 6.7",
+                "warning",
+                f"the vendor capability at {cap.offset:#04x} reaches to {end:#04x},"
+                f" into the capability at {after.offset:#04x}",
+            )
+
+
 def _mandatory(space: ConfigSpace) -> Iterator[Finding]:
+    if space.truncated:
+        return
     for cfg_type, clause in _MANDATORY:
-        if not space.virtio(cfg_type):
+        # The PCI configuration access capability's BAR is the driver's to write: it may be any number.
+        found = space.virtio_all(cfg_type) if cfg_type == CfgType.PCI else space.virtio(cfg_type)
+        if not found:
             yield Finding(clause, "error", f"no capability {cfg_type} ({cfg_type.name}): a device must present one")
 
 
 def _structures(space: ConfigSpace) -> Iterator[Finding]:
     """Check each structure's place, and what its type demands of it."""
     for cap in space.capabilities:
-        if not isinstance(cap, VirtioCapability) or cap.cfg_type == CfgType.PCI:
-            continue
+        if not isinstance(cap, VirtioCapability) or cap.cfg_type not in _TYPES:
+            continue  # drivers ignore types that they do not know
         name = _name(cap)
-        if len(cap.raw) < VirtioPciCap.size:
-            yield Finding("4.1.4", "error", f"{name} has {len(cap.raw)} bytes, fewer than {VirtioPciCap.size}")
+        if len(cap.raw) < cap.structure.size:
+            yield Finding("4.1.4", "error", f"{name} has {len(cap.raw)} bytes, fewer than {cap.structure.size}")
+            continue  # what it says of a place is not all there
+        if cap.cfg_type == CfgType.PCI:
+            continue  # its place is the driver's to write
         if cap.cfg_type == CfgType.SWIOTLB and cap.owner != (SELF, SELF):
             continue  # in another function's BAR, which is not to be seen from here
         yield from _place(space, cap, name)
-        if cap.cfg_type in (CfgType.COMMON, CfgType.DEVICE) and cap.offset_in_bar % 4:
-            yield Finding("4.1.4.3.1", "error", f"{name} is at {cap.offset_in_bar:#x}, not 4-byte aligned")
+        if cap.cfg_type in _ALIGNED and cap.offset_in_bar % 4:
+            yield Finding(_ALIGNED[cap.cfg_type], "error", f"{name} is at {cap.offset_in_bar:#x}, not 4-byte aligned")
         if cap.cfg_type == CfgType.COMMON and cap.length < CommonCfg.queue_notif_config_data.offset:
             yield Finding("4.1.4.3.1", "error", f"{name} has {cap.length} bytes, too few for its registers")
         if cap.cfg_type == CfgType.NOTIFY:
@@ -71,15 +105,13 @@ def _structures(space: ConfigSpace) -> Iterator[Finding]:
 
 def _place(space: ConfigSpace, cap: VirtioCapability, name: str) -> Iterator[Finding]:
     """Check that a structure lies in a memory BAR that exists, as far as is known."""
-    if cap.cfg_type not in list(CfgType):
-        return  # a driver ignores it
     clause = "SW-D2" if cap.cfg_type == CfgType.SWIOTLB else "4.1.4"
     bar = space.bar(cap.bar)
     if cap.bar >= BAR_COUNT:
         yield Finding("4.1.4", "warning", f"{name} names BAR {cap.bar}, which is reserved: drivers ignore it")
-    elif bar is None:
+    elif not space.may_have_bar(cap.bar):
         yield Finding(clause, "error", f"{name} names BAR {cap.bar}, which does not exist")
-    elif bar.size is not None and cap.end > bar.size:
+    elif bar and bar.size is not None and cap.end > bar.size:
         where = f"{cap.offset_in_bar:#x} to {cap.end:#x}"
         yield Finding(clause, "error", f"{name} reaches from {where} in BAR {bar.index} of {bar.size:#x} bytes")
     if cap.length == 0:
@@ -99,7 +131,7 @@ def _notify(cap: VirtioCapability, name: str) -> Iterator[Finding]:
 def _swiotlb(space: ConfigSpace, features: int | None) -> Iterator[Finding]:
     """Check capability 10 and the feature that goes with it."""
     found = space.virtio_all(CfgType.SWIOTLB)
-    if features is not None:
+    if features is not None and not space.truncated:
         offered = bool(features & Feature.SWIOTLB.mask)
         if found and not offered:
             yield Finding("SW-V2", "warning", "there is a capability 10, but VIRTIO_F_SWIOTLB (bit 27) is not offered")
@@ -130,21 +162,34 @@ def _swiotlb(space: ConfigSpace, features: int | None) -> Iterator[Finding]:
 
 def _overlaps(space: ConfigSpace, cap: VirtioCapability, name: str) -> Iterator[Finding]:
     """Find what else claims the region's place."""
-    for other, (bar, begin, end) in _claims(space):
-        if other is not cap and bar == cap.bar and begin < cap.end and cap.offset_in_bar < end:
-            what = _name(other) if isinstance(other, VirtioCapability) else "the MSI-X table"
-            yield Finding("SW-D2", "error", f"{name} overlaps {what} in BAR {bar}")
+    for claim in _claims(space):
+        if claim.by is not cap and claim.bar == cap.bar and claim.begin < cap.end and cap.offset_in_bar < claim.end:
+            yield Finding("SW-D2", "error", f"{name} overlaps {claim.what} in BAR {claim.bar}")
 
 
-def _claims(space: ConfigSpace) -> Iterator[tuple[CapabilityView, tuple[int, int, int]]]:
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """Bytes ``begin`` to ``end`` of a BAR that a capability says are its own."""
+
+    by: CapabilityView
+    what: str
+    bar: int
+    begin: int
+    end: int
+
+
+def _claims(space: ConfigSpace) -> Iterator[_Claim]:
     for cap in space.capabilities:
         if isinstance(cap, VirtioCapability) and cap.cfg_type != CfgType.PCI:
-            yield cap, (cap.bar, cap.offset_in_bar, cap.end)
-        elif cap.cap_id == CapId.MSIX and isinstance(cap.structure, MsixCapability):
-            table = cap.structure.table
-            entries = (cap.structure.control & MSIX_TABLE_SIZE_MASK) + 1
-            begin = table & ~MSIX_BIR_MASK
-            yield cap, (table & MSIX_BIR_MASK, begin, begin + entries * MsixEntry.size)
+            yield _Claim(cap, _name(cap), cap.bar, cap.offset_in_bar, cap.end)
+        elif isinstance(cap.structure, MsixCapability):
+            vectors = (cap.structure.control & MSIX_TABLE_SIZE_MASK) + 1
+            for what, register, size in (
+                ("table", cap.structure.table, vectors * MsixEntry.size),
+                ("pending bits", cap.structure.pba, -(-vectors // MSIX_PENDING_BITS) * MSIX_PENDING_BITS // 8),
+            ):
+                begin = register & ~MSIX_BIR_MASK
+                yield _Claim(cap, f"the MSI-X {what}", register & MSIX_BIR_MASK, begin, begin + size)
 
 
 def _features(features: int | None) -> Iterator[Finding]:

@@ -12,23 +12,35 @@ from nodma.spec.pci import (
     BAR_IO_MASK,
     BAR_MEM_MASK,
     BAR_TYPE_MASK,
+    BRIDGE_BAR_COUNT,
     CONFIG_SIZE,
     EXTENDED_CONFIG_SIZE,
     FIRST_CAPABILITY,
+    HEADER_TYPE_MASK,
+    NO_DEVICE,
+    AfCapability,
     BarFlag,
     Capability,
     CapId,
     ExpressCapability,
+    ExtCapId,
     ExtendedCapability,
+    HeaderType,
     MsiCapability,
+    MsiCapability32,
+    MsiCapability64,
+    MsiControl,
     MsixCapability,
     PciStatus,
     PmCapability,
+    SerialNumberCapability,
     Type0Header,
     VendorCapability,
 )
 from nodma.spec.profiles import SELF
 from nodma.spec.virtio_pci import (
+    MODERN_DEVICE_BASE,
+    VIRTIO_DEVICES,
     VIRTIO_VENDOR,
     CfgType,
     SharedSwiotlbCap,
@@ -39,12 +51,12 @@ from nodma.spec.virtio_pci import (
     VirtioPciVendorCap,
 )
 
-_MAX_CAPABILITIES: Final = (CONFIG_SIZE - FIRST_CAPABILITY) // 4
+_BAR_COUNTS: Final[Mapping[int, int]] = {HeaderType.NORMAL: BAR_COUNT, HeaderType.BRIDGE: BRIDGE_BAR_COUNT}
 _STANDARD: Final[Mapping[int, type[Capability]]] = {
     CapId.PM: PmCapability,
-    CapId.MSI: MsiCapability,
     CapId.EXPRESS: ExpressCapability,
     CapId.MSIX: MsixCapability,
+    CapId.AF: AfCapability,
 }
 _VIRTIO: Final[Mapping[int, type[VendorCapability]]] = {
     CfgType.NOTIFY: VirtioPciNotifyCap,
@@ -99,7 +111,11 @@ class VirtioCapability(CapabilityView):
 
 @dataclass(frozen=True, slots=True)
 class ConfigSpace:
-    """A decoded configuration space. ``broken`` tells what is wrong with the capability list."""
+    """A decoded configuration space. ``broken`` tells what is wrong with the capability list.
+
+    It is ``truncated`` if the list goes on beyond the bytes that there are. Unless ``sizes_known``, a BAR may
+    exist that is not in ``bars``: without an address its register may be all zeros.
+    """
 
     raw: bytes
     header: Type0Header
@@ -107,6 +123,8 @@ class ConfigSpace:
     capabilities: tuple[CapabilityView, ...]
     extended: tuple[CapabilityView, ...] = ()
     broken: tuple[str, ...] = field(default=())
+    truncated: bool = False
+    sizes_known: bool = False
 
     @classmethod
     def parse(cls, raw: bytes, bar_sizes: Mapping[int, int] | None = None) -> ConfigSpace:
@@ -114,24 +132,56 @@ class ConfigSpace:
         whole = raw[:EXTENDED_CONFIG_SIZE].ljust(CONFIG_SIZE, b"\0")
         header = Type0Header(whole)
         broken: list[str] = []
-        capabilities = tuple(_walk(whole, header, broken)) if len(raw) > FIRST_CAPABILITY else ()
+        capabilities: list[CapabilityView] = []
+        truncated = False
+        for at in _walk(whole, header, broken):
+            truncated = at >= len(raw)
+            if truncated:
+                break
+            capabilities.append(_capability(whole, header, at, broken))
         return cls(
             raw=raw,
             header=header,
             bars=tuple(_bars(header, bar_sizes or {})),
-            capabilities=capabilities,
+            capabilities=tuple(capabilities),
             extended=tuple(_walk_extended(whole, broken)),
             broken=tuple(broken),
+            truncated=truncated,
+            sizes_known=bar_sizes is not None,
         )
 
     @property
     def is_virtio(self) -> bool:
         """Whether the vendor's own capabilities are virtio's."""
-        return self.header.vendor_id == VIRTIO_VENDOR
+        return _is_virtio(self.header)
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a function at all: else all ones are read."""
+        return self.header.vendor_id != NO_DEVICE
+
+    @property
+    def device_type(self) -> int | None:
+        """The virtio device type (chapter 5); None if this is no virtio device.
+
+        A transitional device has it as its subsystem id (4.1.2.1).
+        """
+        if not self.is_virtio:
+            return None
+        if self.header.device_id >= MODERN_DEVICE_BASE:
+            return self.header.device_id - MODERN_DEVICE_BASE
+        return self.header.subsystem_id
 
     def bar(self, index: int) -> Bar | None:
         """Give a BAR, if it exists."""
         return next((bar for bar in self.bars if bar.index == index), None)
+
+    def may_have_bar(self, index: int) -> bool:
+        """Whether a BAR exists, or could as far as is known."""
+        if self.bar(index) is not None:
+            return True
+        upper_half = any(bar.is64 and bar.index + 1 == index for bar in self.bars)
+        return not self.sizes_known and not upper_half and index < BAR_COUNT
 
     def find(self, cap_id: int) -> CapabilityView | None:
         """Give the first capability of a kind."""
@@ -146,25 +196,33 @@ class ConfigSpace:
         return next((cap for cap in self.virtio_all(cfg_type) if cap.bar < BAR_COUNT), None)
 
 
+def _is_virtio(header: Type0Header) -> bool:
+    return header.vendor_id == VIRTIO_VENDOR and header.device_id in VIRTIO_DEVICES
+
+
 def _bars(header: Type0Header, sizes: Mapping[int, int]) -> Iterator[Bar]:
+    if header.vendor_id == NO_DEVICE:
+        return
     registers = [header.bar0, header.bar1, header.bar2, header.bar3, header.bar4, header.bar5]
+    count = _BAR_COUNTS.get(header.header_type & HEADER_TYPE_MASK, 0)
     index = 0
-    while index < BAR_COUNT:
+    while index < count:
         value = registers[index]
         size = sizes.get(index)
         if value & BarFlag.IO:
             yield Bar(index, "io", value & BAR_IO_MASK, size=size)
         elif value or size:
-            is64 = value & BAR_TYPE_MASK == BarFlag.TYPE_64 and index + 1 < BAR_COUNT
+            is64 = value & BAR_TYPE_MASK == BarFlag.TYPE_64 and index + 1 < count
             high = registers[index + 1] << 32 if is64 else 0
             yield Bar(index, "memory", high | value & BAR_MEM_MASK, is64, bool(value & BarFlag.PREFETCH), size)
             index += is64
         index += 1
 
 
-def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[CapabilityView]:
-    """Follow the capability list, as far as it can be followed."""
-    if not header.status & PciStatus.CAP_LIST:
+def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[int]:
+    """Follow the capability list, as far as it can be followed; gives where each capability is."""
+    has_list = header.header_type & HEADER_TYPE_MASK in _BAR_COUNTS and header.status & PciStatus.CAP_LIST
+    if not has_list or header.vendor_id == NO_DEVICE:
         return
     seen: set[int] = set()
     at = header.capabilities & ~3
@@ -180,7 +238,7 @@ def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[Capa
         if head.cap_id == 0xFF:
             broken.append(f"the capability list points to {at:#04x}, where nothing answers")
             return
-        yield _capability(whole, header, at, broken)
+        yield at
         at = head.cap_next & ~3
 
 
@@ -191,12 +249,17 @@ def _capability(whole: bytes, header: Type0Header, at: int, broken: list[str]) -
         if length < VendorCapability.size or at + length > CONFIG_SIZE:
             broken.append(f"the vendor capability at {at:#04x} says it has {length} bytes")
         raw = whole[at : min(at + max(length, VendorCapability.size), CONFIG_SIZE)]
-        if header.vendor_id == VIRTIO_VENDOR:
+        if _is_virtio(header):
             return _virtio(at, raw)
         return CapabilityView(at, cap_id, raw, _view(VendorCapability, raw))
-    layout = _STANDARD.get(cap_id, Capability)
+    layout = _msi_form(whole, at) if cap_id == CapId.MSI else _STANDARD.get(cap_id, Capability)
     raw = whole[at : min(at + layout.size, CONFIG_SIZE)]
     return CapabilityView(at, cap_id, raw, _view(layout, raw))
+
+
+def _msi_form(whole: bytes, at: int) -> type[Capability]:
+    control = MsiCapability(_padded(whole, at, MsiCapability.size)).control
+    return MsiCapability64 if control & MsiControl.ADDRESS_64 else MsiCapability32
 
 
 def _virtio(at: int, raw: bytes) -> CapabilityView:
@@ -234,7 +297,9 @@ def _walk_extended(whole: bytes, broken: list[str]) -> Iterator[CapabilityView]:
             broken.append(f"the extended capability list has a loop: {at:#05x} comes again")
             return
         seen.add(at)
-        yield CapabilityView(at, structure.cap_id, whole[at : at + ExtendedCapability.size], structure)
+        layout = SerialNumberCapability if structure.cap_id == ExtCapId.SERIAL_NUMBER else ExtendedCapability
+        raw = whole[at : at + layout.size]
+        yield CapabilityView(at, structure.cap_id, raw, _view(layout, raw))
         at = structure.next
         if at and at < CONFIG_SIZE:
             broken.append(f"the extended capability list points to {at:#05x}")

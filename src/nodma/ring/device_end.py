@@ -8,7 +8,7 @@ DEVICE_NEEDS_RESET.
 
 from __future__ import annotations
 
-import nodma.ring.fences as fences
+import nodma.ring.shared as shared
 from nodma.errors import BadRing, OutsideAddress
 from nodma.ring.layout import RingLayout
 from nodma.spec.virtio import (
@@ -19,11 +19,10 @@ from nodma.spec.virtio import (
 )
 from nodma.window import Window
 
+_DESC_BYTES = Descriptor.size
 _NEXT = int(DescFlag.NEXT)
 _WRITE = int(DescFlag.WRITE)
 _INDIRECT = int(DescFlag.INDIRECT)
-_DESC_BYTES = Descriptor.size
-_DESC_WORDS = Descriptor.size // 8  # a descriptor is read as two 64-bit words: addr; len, flags, next
 _NO_INTERRUPT = AVAIL_NO_INTERRUPT
 _NO_NOTIFY = USED_NO_NOTIFY
 
@@ -51,15 +50,18 @@ class Request:
 
     def read(self, size: int | None = None) -> bytes:
         """Take up to ``size`` bytes, or all that are left, from the front of the readable parts."""
+        readable = self.readable
+        if readable and len(readable[0]) == size:  # as it nearly always is
+            return readable.pop(0).tobytes()
         parts = []
-        while self.readable and size != 0:
-            part = self.readable[0]
+        while readable and size != 0:
+            part = readable[0]
             if size is not None and len(part) > size:
                 parts.append(part[:size])
-                self.readable[0] = part[size:]
+                readable[0] = part[size:]
                 break
             parts.append(part)
-            del self.readable[0]
+            del readable[0]
             if size is not None:
                 size -= len(part)
         return b"".join(parts)
@@ -82,13 +84,15 @@ class Request:
 
     def take_tail(self, size: int) -> memoryview | None:
         """Take the last ``size`` bytes off the writable parts, where they lie in one piece; else None."""
-        if not self.writable or len(self.writable[-1]) < size:
+        writable = self.writable
+        if not writable:
             return None
-        last = self.writable[-1]
+        last = writable[-1]
         if len(last) == size:
-            del self.writable[-1]
-        else:
-            self.writable[-1] = last[:-size]
+            return writable.pop()
+        if len(last) < size:
+            return None
+        writable[-1] = last[:-size]
         return last[len(last) - size :]
 
 
@@ -114,12 +118,14 @@ class DeviceRing:
         layout.check(first, limit, base)
         self._bytes: memoryview = window.bytes
         size = layout.size
-        self._table = window.words("Q", layout.desc, _DESC_WORDS * size)
+        self._memory = window.bytes
+        self._table = layout.desc
         self._avail = window.words("H", layout.avail, 2 + size + 1)
         self._used_head = window.words("H", layout.used, 2 + 4 * size + 1)
         self._used_ring = window.words("I", layout.used, 1 + 2 * size)
         self._size = size
         self._mask = size - 1
+        self._room = max(size, CHAIN_LIMIT)
         self._event_idx = event_idx
         self._indirect = indirect
         self.base = base
@@ -141,15 +147,11 @@ class DeviceRing:
             raise self._bad
         batch: list[Request] = []
         seen = self._seen
-        ahead = (fences.load_acquire(self._avail, 1) - seen) & 0xFFFF
+        ahead = (shared.load_acquire(self._avail, 1) - seen) & 0xFFFF
         if ahead > self._size:
             raise BadRing(f"the available index is {ahead} ahead, the queue has {self._size} entries")
-        count = min(ahead, most)
-        avail = self._avail
-        mask = self._mask
         try:
-            for i in range(seen, seen + count):
-                batch.append(self._chain(avail[2 + (i & mask)]))  # noqa: PERF401 - keeps those before a bad one
+            self._take(batch, min(ahead, most))
         except BadRing as error:
             if not batch:
                 self._bad = error
@@ -160,60 +162,63 @@ class DeviceRing:
 
     def pending(self) -> bool:
         """Tell whether the driver made something available that was not taken."""
-        return self._bad is not None or fences.load_acquire(self._avail, 1) != self._seen
+        return self._bad is not None or shared.load_acquire(self._avail, 1) != self._seen
 
-    def _chain(self, head: int) -> Request:
-        """Walk the chain that begins at ``head``; each number is read once."""
-        memory = self._bytes
-        table = self._table
-        count = self._size
-        index = head
+    def _take(self, batch: list[Request], count: int) -> None:
+        """Walk the next ``count`` chains into ``batch``; each number is read once."""
+        window = self._bytes
+        memory = self._memory
+        avail = self._avail
+        mask = self._mask
+        room = self._room
         base = self.base
         first = self.first
         limit = self.limit
-        room = max(count, CHAIN_LIMIT)
-        total = 0
-        inside = False
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        while True:
-            if index >= count:
-                raise BadRing(f"descriptor {index} of a table of {count}, in the chain of head {head}")
-            if room == 0:
-                raise BadRing(f"the chain of head {head} has a loop, or more descriptors than the device takes")
-            room -= 1
-            addr = table[2 * index]
-            word = table[2 * index + 1]
-            length = word & 0xFFFFFFFF
-            flags = (word >> 32) & 0xFFFF
-            if addr < base + first or addr - base > limit or length > limit - (addr - base):
-                raise OutsideAddress(
-                    f"{'indirect table' if flags & _INDIRECT else 'buffer'} of {length} bytes at {addr:#x}"
-                    f" in the chain of head {head} is outside the window"
-                    f" [{base + first:#x}, {base + limit:#x})",
-                    addr,
-                    length,
-                )
-            offset = addr - base
-            if flags & _INDIRECT:
-                self._check_indirect(head, inside, flags, length)
-                inside = True
-                table = memory[offset : offset + length].cast("Q")
-                count = length // _DESC_BYTES
-                index = 0
-                continue
-            total += length
-            if total > CHAIN_BYTES_LIMIT:
-                raise BadRing(f"the chain of head {head} has more than 2^32 - 1 bytes")
-            if flags & _WRITE:
-                writable.append(memory[offset : offset + length])
-            elif writable:
-                raise BadRing(f"the chain of head {head} has a readable part behind a writable one")
+        for place in range(self._seen, self._seen + count):
+            head = index = avail[2 + (place & mask)]
+            table = self._table
+            entries = self._size
+            total = 0
+            inside = False
+            readable: list[memoryview] = []
+            writable: list[memoryview] = []
+            for _ in range(room):
+                if index >= entries:
+                    raise BadRing(f"descriptor {index} of a table of {entries}, in the chain of head {head}")
+                address, length, flags, index = shared.load_descriptor(memory, table + _DESC_BYTES * index)
+                offset = address - base
+                if not first <= offset <= limit - length:
+                    raise self._outside(head, address, length, flags)
+                if flags & _INDIRECT:
+                    self._check_indirect(head, inside, flags, length)
+                    inside = True
+                    table = offset
+                    entries = length // _DESC_BYTES
+                    index = 0
+                    continue
+                total += length
+                if flags & _WRITE:
+                    writable.append(window[offset : offset + length])
+                elif writable:
+                    raise BadRing(f"the chain of head {head} has a readable part behind a writable one")
+                else:
+                    readable.append(window[offset : offset + length])
+                if not flags & _NEXT:
+                    break
             else:
-                readable.append(memory[offset : offset + length])
-            if not flags & _NEXT:
-                return Request(head, readable, writable)
-            index = word >> 48
+                raise BadRing(f"the chain of head {head} has a loop, or more descriptors than the device takes")
+            if total > CHAIN_BYTES_LIMIT:
+                raise BadRing(f"the chain of head {head} has {total} bytes, more than 2^32 - 1")
+            batch.append(Request(head, readable, writable))
+
+    def _outside(self, head: int, address: int, length: int, flags: int) -> OutsideAddress:
+        return OutsideAddress(
+            f"{'indirect table' if flags & _INDIRECT else 'buffer'} of {length} bytes at {address:#x}"
+            f" in the chain of head {head} is outside the window"
+            f" [{self.base + self.first:#x}, {self.base + self.limit:#x})",
+            address,
+            length,
+        )
 
     def _check_indirect(self, head: int, inside: bool, flags: int, length: int) -> None:
         """Hold an indirect descriptor against 2.7.5.3."""
@@ -228,12 +233,17 @@ class DeviceRing:
                 f"the chain of head {head} has an indirect table of {length} bytes, no multiple of {_DESC_BYTES}"
             )
 
-    def push(self, head: int, written: int) -> None:
-        """Give a chain back, the device having written so many bytes. :meth:`publish` tells the driver."""
-        at = 1 + 2 * (self._used & self._mask)
-        self._used_ring[at] = head
-        self._used_ring[at + 1] = written
-        self._used = (self._used + 1) & 0xFFFF
+    def push(self, done: list[Request]) -> None:
+        """Give requests back, with what was written to each. :meth:`publish` tells the driver."""
+        ring = self._used_ring
+        used = self._used
+        mask = self._mask
+        for request in done:
+            at = 1 + 2 * (used & mask)
+            ring[at] = request.head
+            ring[at + 1] = request.written
+            used = (used + 1) & 0xFFFF
+        self._used = used
 
     def publish(self) -> bool:
         """Let the driver see what was pushed; tell whether it wants an interrupt for it (2.7.7)."""
@@ -241,8 +251,8 @@ class DeviceRing:
         before = self._signalled
         if used == before:
             return False
-        fences.store_release(self._used_head, 1, used)
-        fences.full_fence()  # the index before the driver's wish: else both sides wait for each other
+        shared.store_release(self._used_head, 1, used)
+        shared.full_fence()  # the index before the driver's wish: else both sides wait for each other
         self._signalled = used
         if not self._event_idx:
             return not self._avail[0] & _NO_INTERRUPT
@@ -255,8 +265,8 @@ class DeviceRing:
             self._used_head[2 + 4 * self._size] = self._seen
         else:
             self._used_head[0] = 0
-        fences.full_fence()  # the wish before the index, against the same race
-        return fences.load_acquire(self._avail, 1) != self._seen
+        shared.full_fence()  # the wish before the index, against the same race
+        return shared.load_acquire(self._avail, 1) != self._seen
 
     def disarm(self) -> None:
         """Ask for no notifications while the queue is being served."""

@@ -2,7 +2,7 @@
 
 cimport cython
 
-cimport nodma.ring.fences as fences
+cimport nodma.ring.shared as shared
 
 cdef class DriverRing:
     cdef unsigned long long[::1] _table

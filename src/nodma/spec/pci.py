@@ -12,6 +12,9 @@ CONFIG_SIZE: Final = 256
 EXTENDED_CONFIG_SIZE: Final = 4096
 """Bytes of a PCI Express configuration space."""
 BAR_COUNT: Final = 6
+BRIDGE_BAR_COUNT: Final = 2
+NO_DEVICE: Final = 0xFFFF
+"""The vendor id that is read where nothing answers."""
 
 
 class Type0Header(Layout):
@@ -68,6 +71,49 @@ class PciStatus(IntFlag):
 
     INTERRUPT = 1 << 3
     CAP_LIST = 1 << 4
+    MHZ_66 = 1 << 5
+    UDF = 1 << 6
+    FAST_BACK = 1 << 7
+    PARITY = 1 << 8
+    SIGNALLED_TARGET_ABORT = 1 << 11
+    RECEIVED_TARGET_ABORT = 1 << 12
+    RECEIVED_MASTER_ABORT = 1 << 13
+    SYSTEM_ERROR = 1 << 14
+    PARITY_DETECTED = 1 << 15
+
+
+class HeaderType(IntEnum):
+    """What follows the first 16 bytes of the header."""
+
+    NORMAL = 0
+    BRIDGE = 1
+    CARDBUS = 2
+
+
+class BaseClass(IntEnum):
+    """What a function is, roughly (PCI Code and ID Assignment, 1)."""
+
+    UNCLASSIFIED = 0x00
+    MASS_STORAGE = 0x01
+    NETWORK = 0x02
+    DISPLAY = 0x03
+    MULTIMEDIA = 0x04
+    MEMORY = 0x05
+    BRIDGE = 0x06
+    COMMUNICATION = 0x07
+    SYSTEM_PERIPHERAL = 0x08
+    INPUT_DEVICE = 0x09
+    DOCKING_STATION = 0x0A
+    PROCESSOR = 0x0B
+    SERIAL_BUS = 0x0C
+    WIRELESS = 0x0D
+    INTELLIGENT = 0x0E
+    SATELLITE = 0x0F
+    ENCRYPTION = 0x10
+    SIGNAL_PROCESSING = 0x11
+    ACCELERATOR = 0x12
+    INSTRUMENTATION = 0x13
+    UNASSIGNED = 0xFF
 
 
 class BarFlag(IntFlag):
@@ -81,6 +127,8 @@ class BarFlag(IntFlag):
 BAR_TYPE_MASK: Final = 0x6
 BAR_MEM_MASK: Final = ~0xF & 0xFFFFFFFF
 BAR_IO_MASK: Final = ~0x3 & 0xFFFFFFFF
+ROM_ENABLE: Final = 1
+ROM_MASK: Final = ~0x7FF & 0xFFFFFFFF
 HEADER_TYPE_MASK: Final = 0x7F
 HEADER_MULTIFUNCTION: Final = 0x80
 FIRST_CAPABILITY: Final = 0x40
@@ -95,8 +143,16 @@ class CapId(IntEnum):
     VPD = 0x03
     SLOT = 0x04
     MSI = 0x05
+    HOT_SWAP = 0x06
+    PCIX = 0x07
+    HYPERTRANSPORT = 0x08
     VENDOR = 0x09
+    DEBUG_PORT = 0x0A
+    RESOURCE_CONTROL = 0x0B
+    HOT_PLUG = 0x0C
     BRIDGE_SSID = 0x0D
+    AGP8X = 0x0E
+    SECURE = 0x0F
     EXPRESS = 0x10
     MSIX = 0x11
     SATA = 0x12
@@ -147,6 +203,8 @@ class MsixEntry(Layout):
 
 
 MSIX_VECTOR_MASKED: Final = 1
+MSIX_PENDING_BITS: Final = 64
+"""Pending bits come in words of so many, one bit a vector."""
 
 
 class ExpressCapability(Capability):
@@ -179,6 +237,18 @@ class ExpressCapability(Capability):
 EXPRESS_VERSION_MASK: Final = 0xF
 EXPRESS_TYPE_SHIFT: Final = 4
 EXPRESS_TYPE_MASK: Final = 0xF
+EXPRESS_MESSAGE_SHIFT: Final = 9
+EXPRESS_MESSAGE_MASK: Final = 0x1F
+"""In ``flags``: which MSI or MSI-X vector the capability's own interrupts use."""
+EXPRESS_PAYLOAD_MASK: Final = 0x7
+EXPRESS_PAYLOAD_UNIT: Final = 128
+"""Bytes that a payload or read request field of 0 stands for; each step doubles them."""
+EXPRESS_CONTROL_PAYLOAD_SHIFT: Final = 5
+EXPRESS_CONTROL_READ_REQUEST_SHIFT: Final = 12
+LINK_SPEED_MASK: Final = 0xF
+LINK_WIDTH_SHIFT: Final = 4
+LINK_WIDTH_MASK: Final = 0x3F
+LINK_SPEEDS: Final = {1: "2.5GT/s", 2: "5GT/s", 3: "8GT/s", 4: "16GT/s", 5: "32GT/s", 6: "64GT/s"}
 
 
 class ExpressType(IntEnum):
@@ -206,7 +276,74 @@ class ExpressDeviceCap(IntFlag):
 class ExpressDeviceControl(IntFlag):
     """Device control."""
 
+    CORRECTABLE = 1 << 0
+    NON_FATAL = 1 << 1
+    FATAL = 1 << 2
+    UNSUPPORTED_REQUEST = 1 << 3
+    RELAXED_ORDERING = 1 << 4
+    EXTENDED_TAG = 1 << 8
+    NO_SNOOP = 1 << 11
     INITIATE_FLR = 1 << 15
+
+
+class ExpressDeviceStatus(IntFlag):
+    """Device status."""
+
+    CORRECTABLE = 1 << 0
+    NON_FATAL = 1 << 1
+    FATAL = 1 << 2
+    UNSUPPORTED_REQUEST = 1 << 3
+    AUX_POWER = 1 << 4
+    PENDING = 1 << 5
+
+
+class AfCapability(Capability):
+    """Advanced features capability (Advanced Capabilities for Conventional PCI)."""
+
+    length = u8()
+    features = u8()
+    control = u8()
+    status = u8()
+
+
+class AfFeature(IntFlag):
+    """Advanced features: which there are."""
+
+    TRANSACTIONS_PENDING = 1 << 0
+    FLR = 1 << 1
+
+
+class AfStatus(IntFlag):
+    """Advanced features: status."""
+
+    TRANSACTIONS_PENDING = 1 << 0
+
+
+class PmFeature(IntFlag):
+    """Power management capabilities."""
+
+    CLOCK = 1 << 3
+    DEVICE_SPECIFIC_INIT = 1 << 5
+    D1 = 1 << 9
+    D2 = 1 << 10
+    PME_D0 = 1 << 11
+    PME_D1 = 1 << 12
+    PME_D2 = 1 << 13
+    PME_D3_HOT = 1 << 14
+    PME_D3_COLD = 1 << 15
+
+
+class PmControl(IntFlag):
+    """Power management control and status."""
+
+    NO_SOFT_RESET = 1 << 3
+    PME_ENABLE = 1 << 8
+    PME_STATUS = 1 << 15
+
+
+PM_VERSION_MASK: Final = 0x7
+PM_STATE_MASK: Final = 0x3
+"""In ``control``: the state D0 to D3."""
 
 
 class PmCapability(Capability):
@@ -225,6 +362,25 @@ class MsiCapability(Capability):
     address = le32(rw=True)
 
 
+class MsiCapability32(MsiCapability):
+    """The form with 32-bit addresses; the last two only if it is maskable."""
+
+    data = le16(rw=True)
+    reserved = le16()
+    masked = le32(rw=True)
+    pending = le32()
+
+
+class MsiCapability64(MsiCapability):
+    """The form with 64-bit addresses; the last two only if it is maskable."""
+
+    address_high = le32(rw=True)
+    data = le16(rw=True)
+    reserved = le16()
+    masked = le32(rw=True)
+    pending = le32()
+
+
 class MsiControl(IntFlag):
     """MSI message control."""
 
@@ -236,6 +392,8 @@ class MsiControl(IntFlag):
 MSI_CAPABLE_SHIFT: Final = 1
 MSI_CAPABLE_MASK: Final = 0x7
 """log2 of the vectors that the function asks for."""
+MSI_ENABLED_SHIFT: Final = 4
+"""Likewise, of those that it was given; as wide as MSI_CAPABLE_MASK."""
 
 
 class ExtendedCapability(Layout):
@@ -257,3 +415,44 @@ class ExtendedCapability(Layout):
     def next(self) -> int:
         """Where the next one is, 0 if there is none."""
         return self.header >> 20 & ~3
+
+
+class ExtCapId(IntEnum):
+    """Extended capability ids."""
+
+    NULL = 0x00
+    AER = 0x01
+    VIRTUAL_CHANNEL = 0x02
+    SERIAL_NUMBER = 0x03
+    POWER_BUDGET = 0x04
+    VENDOR = 0x0B
+    ACS = 0x0D
+    ARI = 0x0E
+    ATS = 0x0F
+    SR_IOV = 0x10
+    MULTICAST = 0x12
+    PAGE_REQUEST = 0x13
+    RESIZABLE_BAR = 0x15
+    DYNAMIC_POWER = 0x16
+    TPH = 0x17
+    LTR = 0x18
+    SECONDARY_EXPRESS = 0x19
+    PASID = 0x1B
+    DPC = 0x1D
+    L1_SUBSTATES = 0x1E
+    PTM = 0x1F
+    DESIGNATED_VENDOR = 0x23
+    VF_RESIZABLE_BAR = 0x24
+    DATA_LINK_FEATURE = 0x25
+    PHYSICAL_16GT = 0x26
+    LANE_MARGINING = 0x27
+    PHYSICAL_32GT = 0x2A
+    DOE = 0x2E
+    IDE = 0x30
+
+
+class SerialNumberCapability(ExtendedCapability):
+    """Device serial number (PCIe 7.9.3)."""
+
+    low = le32()
+    high = le32()

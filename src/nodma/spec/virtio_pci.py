@@ -12,6 +12,8 @@ VIRTIO_VENDOR: Final = 0x1AF4
 MODERN_DEVICE_BASE: Final = 0x1040
 """A modern device's PCI device id is this plus its device type (4.1.2)."""
 TRANSITIONAL_DEVICES: Final = range(0x1000, MODERN_DEVICE_BASE)
+VIRTIO_DEVICES: Final = range(0x1000, 0x1080)
+"""The vendor's device ids that are virtio's (4.1.2); it has others, ivshmem for one."""
 NO_VECTOR: Final = 0xFFFF
 """VIRTIO_MSI_NO_VECTOR (4.1.5.1.2)."""
 

@@ -1,9 +1,9 @@
-"""Memory ordering between the two ends of a ring, for the interpreted run.
+"""How the ring reads and orders shared memory, for the interpreted run.
 
-Compiled, the same names come from ``fences.pxd`` as inline C11 atomics. Interpreted, an item of a cast
-memoryview is loaded and stored by one instruction, and the interpreter runs enough code between any two
-of them that only the processor could reorder: on x86 nothing but a store with a later load, which is what
-:func:`full_fence` is for.
+Compiled, the same names come from ``shared.pxd``: loads, and inline C11 atomics. Interpreted, an item of a
+cast memoryview is loaded and stored by one instruction, and the interpreter runs enough code between any
+two of them that only the processor could reorder: on x86 nothing but a store with a later load, which is
+what :func:`full_fence` is for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import platform
 import threading
 from collections.abc import Callable
 
+from nodma.spec.virtio import Descriptor
+
 _SEQ_CST = 5
+
+load_descriptor: Callable[[memoryview, int], tuple[int, int, int, int]] = Descriptor.codec.unpack_from
+"""Load addr, len, flags and next of the descriptor at an offset that lies inside the memory."""
 
 
 def load_acquire(words: memoryview, index: int) -> int:

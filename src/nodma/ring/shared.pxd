@@ -1,8 +1,16 @@
-# Memory ordering between the two ends of a ring, compiled. fences.py tells what each is for.
+# How the ring reads and orders shared memory, compiled. shared.py tells what each is for.
 
 cdef extern from *:
     """
     #include <stdint.h>
+    #include <string.h>
+    typedef struct { uint64_t addr; uint32_t len; uint16_t flags, next; } nodma_descriptor;
+    static inline nodma_descriptor nodma_load_descriptor(const unsigned char *at) {
+        nodma_descriptor d;
+        memcpy(&d, at, sizeof d);  /* a table may lie at any address; nothing is read twice */
+        __asm__ __volatile__("" ::: "memory");
+        return d;
+    }
     static inline uint16_t nodma_load_acquire(const uint16_t *at) {
         return __atomic_load_n(at, __ATOMIC_ACQUIRE);
     }
@@ -13,6 +21,12 @@ cdef extern from *:
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
     }
     """
+    ctypedef struct nodma_descriptor:
+        unsigned long long addr
+        unsigned int len
+        unsigned short flags
+        unsigned short next
+    nodma_descriptor nodma_load_descriptor(const unsigned char *at) noexcept nogil
     unsigned short nodma_load_acquire(const unsigned short *at) noexcept nogil
     void nodma_store_release(unsigned short *at, unsigned short value) noexcept nogil
     void nodma_full_fence() noexcept nogil
@@ -25,3 +39,9 @@ cdef inline void store_release(unsigned short[::1] words, Py_ssize_t index, unsi
 
 cdef inline void full_fence() noexcept:
     nodma_full_fence()
+
+cdef inline (unsigned long long, unsigned int, unsigned short, unsigned short) load_descriptor(
+    const unsigned char[::1] memory, unsigned long long at
+) noexcept:
+    cdef nodma_descriptor d = nodma_load_descriptor(&memory[at])
+    return d.addr, d.len, d.flags, d.next

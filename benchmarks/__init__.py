@@ -1,0 +1,1 @@
+"""Measure nodma: ``python -m benchmarks``. Numbers are medians of interleaved runs, with their spread."""

@@ -1,0 +1,59 @@
+"""Make, check and read ext4 images with e2fsprogs, without mounting anything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from nodma.errors import UsageError
+
+BLOCK: Final = 4096
+_SBIN: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+
+
+def _tool(name: str) -> str:
+    """Find a program of e2fsprogs, also where only root's PATH looks."""
+    found = shutil.which(name) or shutil.which(name, path=":".join(_SBIN))
+    if not found:
+        raise UsageError(f"{name} is missing: install e2fsprogs (Debian, Ubuntu: apt-get install e2fsprogs)")
+    return found
+
+
+def _run(arguments: list[str], *, good: Iterable[int] = (0,)) -> str:
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode not in good:
+        last = " / ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+        raise UsageError(f"{Path(arguments[0]).name} failed with exit code {done.returncode}: {last}")
+    return done.stdout
+
+
+def make_image(image: Path, tree: Path, size: int) -> None:
+    """Make an ext4 image of ``size`` bytes with the files of ``tree`` in it."""
+    with image.open("wb") as file:
+        file.truncate(size)
+    options = ["-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+    _run([_tool("mke2fs"), *options, "-d", str(tree), str(image)])
+
+
+def check_image(image: Path) -> str:
+    """Check the whole file system, changing nothing; gives e2fsck's summary. Raises UsageError if it is broken."""
+    return _run([_tool("e2fsck"), "-f", "-n", str(image)]).strip().splitlines()[-1]
+
+
+def blocks_of(image: Path, paths: list[str], work: Path) -> dict[str, list[int]]:
+    """Tell which blocks of the image the files at ``paths`` have, in the order of their contents."""
+    commands = work / "blocks.debugfs"
+    commands.write_text("".join(f'blocks "/{path}"\n' for path in paths))
+    output = _run([_tool("debugfs"), "-f", str(commands), str(image)])
+    answers = re.split(r"^debugfs: blocks .*$", output, flags=re.MULTILINE)[1:]
+    return {path: [int(number) for number in answer.split()] for path, answer in zip(paths, answers, strict=True)}
+
+
+def extract(image: Path, into: Path) -> None:
+    """Copy all files of the image below ``into``."""
+    into.mkdir()
+    _run([_tool("debugfs"), "-R", f'rdump / "{into}"', str(image)])

@@ -1,0 +1,56 @@
+"""``nodma serve blk`` as a child process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, Self
+
+from nodma.errors import NodmaError
+
+_READY_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 30.0
+
+
+class DeviceProcess:
+    """A device process that is ready when this is made, and is ended by :meth:`stop`.
+
+    ``ready`` is its ready line, ``startup`` the seconds until it came.
+    """
+
+    def __init__(self, image: Path, socket: Path, *options: str) -> None:
+        """Start it. Raises NodmaError, with what it said, if it does not become ready."""
+        begin = time.monotonic()
+        command = [sys.executable, "-m", "nodma", "serve", "blk", "--json", "-s", str(socket), "--image", str(image)]
+        self._process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.pid = self._process.pid
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            _, said = self._process.communicate(timeout=_READY_SECONDS)
+            raise NodmaError(f"the device process did not start: {said.strip()}")
+        self.startup = time.monotonic() - begin
+        self.ready: dict[str, Any] = json.loads(line)
+
+    def stop(self) -> dict[str, Any]:
+        """End it by SIGTERM; gives its last report. Raises NodmaError if it did not end well."""
+        self._process.send_signal(signal.SIGTERM)
+        out, said = self._process.communicate(timeout=_STOP_SECONDS)
+        if self._process.returncode:
+            raise NodmaError(f"the device process ended with {self._process.returncode}: {said.strip()}")
+        report: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return report
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()

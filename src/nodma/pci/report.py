@@ -1,0 +1,70 @@
+"""What is known of a PCI function: its configuration space, and what its virtio registers say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nodma.pci.audit import Finding, audit
+from nodma.pci.config import ConfigSpace
+from nodma.spec.virtio import FEATURE_BITS, DeviceType, Feature
+from nodma.spec.virtio_blk import BlkConfig, BlkFeature
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A virtqueue: ``size`` in entries, 0 if the device has none of that number."""
+
+    index: int
+    size: int
+    enabled: bool
+
+
+@dataclass(slots=True)
+class VirtioState:
+    """What the registers said; None is what could not be read."""
+
+    features: int | None = None
+    """The features that the device offers, as a mask."""
+    status: int | None = None
+    queue_count: int | None = None
+    queues: tuple[QueueState, ...] = ()
+    """The queues that were looked at: the first ones, if there are very many."""
+    block: BlkConfig | None = None
+    """The device configuration of a block device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A function at ``slot``, as lspci names places. ``problems`` tell what could not be learned, and why."""
+
+    slot: str
+    space: ConfigSpace
+    state: VirtioState | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What breaks which clause."""
+        return audit(self.space, self.state.features if self.state else None)
+
+
+def feature_names(features: int, device_type: int | None) -> Iterator[str]:
+    """Name the bits of a feature mask, from the lowest; a bit without a name is given as its number."""
+    names: dict[int, str] = {bit.value: bit.name for bit in Feature}
+    if device_type == DeviceType.BLOCK:
+        names |= {bit.value: bit.name for bit in BlkFeature}
+    for bit in range(FEATURE_BITS):
+        if features >> bit & 1:
+            yield names.get(bit, f"bit{bit}")
+
+
+def device_name(space: ConfigSpace) -> str:
+    """Say what kind of device this is."""
+    kind = space.device_type
+    if kind is None:
+        return "Device"
+    known = {member.value: member.name for member in DeviceType}
+    if kind not in known:
+        return f"Virtio device of type {kind}"
+    return f"Virtio {known[kind].lower().replace('_', ' ')} device"

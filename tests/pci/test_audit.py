@@ -1,0 +1,175 @@
+"""Each finding, by one thing wrong with a device that is else good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nodma.pci import ConfigSpace, Finding, audit
+from nodma.spec.layout import Layout
+from nodma.spec.pci import BAR_COUNT, BarFlag, Capability, Type0Header, VendorCapability
+from nodma.spec.virtio import Feature
+from nodma.spec.virtio_pci import CfgType, SharedSwiotlbCap, VirtioPciCap, VirtioPciNotifyCap
+
+SIZES = {0: 32 << 10, 2: 16 << 20}
+FEATURES = Feature.VERSION_1.mask | Feature.ACCESS_PLATFORM.mask | Feature.SWIOTLB.mask
+PREFETCHABLE = BarFlag.TYPE_64 | BarFlag.PREFETCH
+
+Assemble = Callable[..., bytes]
+Good = dict[str, Layout]
+
+
+def findings(raw: bytes, features: int | None = FEATURES, sizes: dict[int, int] | None = SIZES) -> list[Finding]:
+    return audit(ConfigSpace.parse(raw, sizes), features)
+
+
+def only(found: list[Finding], clause: str, severity: str, words: str) -> None:
+    """Check that exactly one thing was found."""
+    assert [(finding.clause, finding.severity) for finding in found] == [(clause, severity)], found
+    assert words in found[0].message
+
+
+def test_good_device(assemble: Assemble, good: Good) -> None:
+    assert findings(assemble(list(good.values()))) == []
+
+
+def test_good_device_of_which_less_is_known(assemble: Assemble, good: Good) -> None:
+    """Nothing is said to be missing that may only not be visible."""
+    raw = assemble(list(good.values()), bar0=0)
+    assert findings(raw, None, None) == []
+    assert findings(raw[:64], FEATURES, None) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "clause"),
+    [("common", "4.1.4.3.1"), ("notify", "4.1.4.4.1"), ("isr", "4.1.4.5.1"), ("pci", "4.1.4.9.1")],
+)
+def test_missing_structure(assemble: Assemble, good: Good, part: str, clause: str) -> None:
+    del good[part]
+    only(findings(assemble(list(good.values()))), clause, "error", "must present one")
+
+
+WRONG: list[tuple[str, dict[str, int], str, str, str]] = [
+    ("common", {"offset": 2}, "4.1.4.3.1", "error", "not 4-byte aligned"),
+    ("common", {"length": 55}, "4.1.4.3.1", "error", "too few for its registers"),
+    ("device", {"offset": 0x2002}, "4.1.4.6.1", "error", "not 4-byte aligned"),
+    ("device", {"bar": 1}, "4.1.4", "error", "names BAR 1, which does not exist"),
+    ("device", {"bar": 3}, "4.1.4", "error", "names BAR 3, which does not exist"),
+    ("device", {"bar": BAR_COUNT}, "4.1.4", "warning", "which is reserved"),
+    ("device", {"offset": 0x7FF0}, "4.1.4", "error", "reaches from 0x7ff0 to 0x802c in BAR 0"),
+    ("device", {"length": 0}, "4.1.4", "error", "has no length"),
+    ("device", {"cap_len": 12}, "4.1.4", "error", "has 12 bytes, fewer than 16"),
+    ("notify", {"notify_off_multiplier": 3}, "4.1.4.4.1", "error", "multiplier 3"),
+    ("notify", {"notify_off_multiplier": 1}, "4.1.4.4.1", "error", "multiplier 1"),
+    ("notify", {"offset": 0x3001}, "4.1.4.4.1", "error", "not 2-byte aligned"),
+    ("notify", {"length": 1}, "4.1.4.4.1", "error", "fewer than 2"),
+    ("pci", {"cap_len": 16}, "4.1.4", "error", "has 16 bytes, fewer than 20"),
+    ("swiotlb", {"length": (16 << 20) + 1}, "SW-D2", "error", "of 0x1000000 bytes"),
+    ("swiotlb", {"length": 0}, "SW-D2", "error", "has no length"),
+    ("swiotlb", {"bar": 5}, "SW-D2", "error", "names BAR 5, which does not exist"),
+]
+
+
+@pytest.mark.parametrize(("part", "values", "clause", "severity", "words"), WRONG)
+def test_wrong_structure(
+    assemble: Assemble, good: Good, part: str, values: dict[str, int], clause: str, severity: str, words: str
+) -> None:
+    for name, value in values.items():
+        setattr(good[part], name, value)
+    only(findings(assemble(list(good.values()))), clause, severity, words)
+
+
+def test_unknown_types_are_not_judged(assemble: Assemble, good: Good, virtio: Callable[..., VendorCapability]) -> None:
+    good["other"] = virtio(99, VirtioPciCap, bar=5, length=0, cap_len=8)
+    assert findings(assemble(list(good.values()))) == []
+
+
+def test_pci_cfg_may_be_aimed_anywhere(assemble: Assemble, good: Good) -> None:
+    cap: Any = good["pci"]
+    cap.bar, cap.offset, cap.length = 0xFF, 0xFFFFFFFF, 0xFFFFFFFF
+    assert findings(assemble(list(good.values()))) == []
+
+
+def test_notify_without_its_multiplier(assemble: Assemble, good: Good, virtio: Callable[..., VendorCapability]) -> None:
+    good["notify"] = virtio(CfgType.NOTIFY, VirtioPciNotifyCap, offset=0x3000, length=4, cap_len=VirtioPciCap.size)
+    only(findings(assemble(list(good.values()))), "4.1.4", "error", "fewer than 20")
+
+
+def test_feature_without_region(assemble: Assemble, good: Good) -> None:
+    del good["swiotlb"]
+    only(findings(assemble(list(good.values()))), "SW-V3", "error", "no capability 10")
+
+
+def test_region_without_feature(assemble: Assemble, good: Good) -> None:
+    found = findings(assemble(list(good.values())), FEATURES & ~Feature.SWIOTLB.mask)
+    only(found, "SW-V2", "warning", "is not offered")
+
+
+@pytest.mark.parametrize(
+    ("feature", "clause", "severity"),
+    [(Feature.VERSION_1, "6.1", "error"), (Feature.ACCESS_PLATFORM, "SW-P1", "warning")],
+)
+def test_feature_not_offered(assemble: Assemble, good: Good, feature: Feature, clause: str, severity: str) -> None:
+    only(findings(assemble(list(good.values())), FEATURES & ~feature.mask), clause, severity, "is not offered")
+
+
+def test_two_regions(assemble: Assemble, good: Good, virtio: Callable[..., VendorCapability]) -> None:
+    good["swiotlb"] = virtio(CfgType.SWIOTLB, VirtioPciCap, bar=2, length=4096)
+    good["other"] = virtio(CfgType.SWIOTLB, VirtioPciCap, bar=2, offset=4096, length=4096)
+    only(findings(assemble(list(good.values()))), "SW-D2", "warning", "2 capabilities 10")
+
+
+def test_sharing_extension_cut_short(assemble: Assemble, good: Good) -> None:
+    good["swiotlb"] = SharedSwiotlbCap.new(**dict(good["swiotlb"].items()))
+    good["swiotlb"].cap_len = 18  # type: ignore[attr-defined]
+    only(findings(assemble(list(good.values()))), "SHARE", "warning", "has 18 bytes")
+
+
+def test_region_of_another_function_is_not_judged(assemble: Assemble, good: Good) -> None:
+    values = dict(good["swiotlb"].items()) | {"cap_len": SharedSwiotlbCap.size, "device": 2, "function": 0, "bar": 5}
+    good["swiotlb"] = SharedSwiotlbCap.new(**values)
+    assert findings(assemble(list(good.values()))) == []
+
+
+@pytest.mark.parametrize("flags", [BarFlag.TYPE_64, BarFlag.PREFETCH], ids=["not prefetchable", "32-bit"])
+def test_region_that_may_be_mapped_uncached(assemble: Assemble, good: Good, flags: int) -> None:
+    raw = assemble(list(good.values()), bar2=flags, bar3=0)
+    only(findings(raw), "SW-D3", "warning", "not 64-bit prefetchable")
+
+
+def test_region_in_io_space(assemble: Assemble, good: Good) -> None:
+    raw = assemble(list(good.values()), bar2=BarFlag.IO, bar3=0)
+    only(findings(raw), "SW-D2", "error", "which is no memory")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "words"),
+    [
+        ("device", "bar", 2, "overlaps capability 4 (DEVICE)"),
+        ("msix", "table", 2, "overlaps the MSI-X table"),
+        ("msix", "pba", 2, "overlaps the MSI-X pending bits"),
+    ],
+)
+def test_overlap(assemble: Assemble, good: Good, part: str, field: str, value: int, words: str) -> None:
+    setattr(good[part], field, value)
+    only(findings(assemble(list(good.values()))), "SW-D2", "error", words)
+
+
+def test_capability_that_reaches_into_the_next(assemble: Assemble, good: Good) -> None:
+    good["device"].cap_len = 20  # type: ignore[attr-defined]
+    only(findings(assemble(list(good.values()))), "PCI 6.7", "warning", "into the capability at")
+
+
+def test_broken_list(assemble: Assemble, good: Good) -> None:
+    raw = bytearray(assemble(list(good.values())))
+    first = raw[Type0Header.capabilities.offset]
+    last = ConfigSpace.parse(bytes(raw)).capabilities[-1]
+    raw[last.offset + Capability.cap_next.offset] = first
+    only(findings(bytes(raw)), "PCI 6.7", "error", "loop")
+
+
+def test_only_the_list_of_other_devices_is_judged(assemble: Assemble) -> None:
+    assert findings(assemble([], vendor_id=0x8086), None) == []
+    only(findings(assemble([], vendor_id=0x8086, capabilities=0x10), None), "PCI 6.7", "error", "into the header")
