@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from nodma.cli import cli
 from nodma.cli.inspect_socket import MAX_QUEUES, inspect_regions
-from nodma.errors import Disconnected, ProtocolError, Refused
+from nodma.errors import Disconnected, NodmaError, ProtocolError, Refused
 from nodma.pci import ConfigSpace
 from nodma.spec.layout import Field
 from nodma.spec.pci import EXTENDED_CONFIG_SIZE
@@ -27,6 +27,13 @@ from nodma.vfio_user.client import Client, RegionReply
 
 def run(*arguments: str | Path, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(cli, ["inspect", *map(str, arguments)], input=stdin)
+
+
+def error(*arguments: str | Path, stdin: bytes | None = None) -> str:
+    """What the command fails with, which the program prints before it exits with 1."""
+    result = run(*arguments, stdin=stdin)
+    assert isinstance(result.exception, NodmaError)
+    return str(result.exception)
 
 
 @pytest.fixture(scope="module")
@@ -153,29 +160,25 @@ def test_several_devices(tmp_path: Path) -> None:
 def test_bad_dumps(tmp_path: Path, text: str, words: str) -> None:
     dump = tmp_path / "dump"
     dump.write_text(text)
-    for result in (run(dump), run("-", stdin=text.encode())):
-        assert result.exit_code == 1
-        assert words in result.output
+    assert words in error(dump)
+    assert words in error("-", stdin=text.encode())
 
 
 def test_disk_image_is_no_dump(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate(1 << 30)
-    assert "it is no dump" in run(image).output
+    assert "it is no dump" in error(image)
 
 
 def test_missing_function() -> None:
-    result = run("ffff:ff:1f.7")
-    assert result.exit_code == 1
-    assert "there is no PCI function ffff:ff:1f.7" in result.output
+    assert "there is no PCI function ffff:ff:1f.7" in error("ffff:ff:1f.7")
 
 
 def test_no_source_of_any_kind(tmp_path: Path) -> None:
     for source in ("nonsense", str(tmp_path), str(tmp_path / "gone")):
-        result = run(source)
-        assert result.exit_code == 1
-        assert all(kind in result.output for kind in ("socket", "PCI address", "lspci -xxxx", "standard input"))
+        said = error(source)
+        assert all(kind in said for kind in ("socket", "PCI address", "lspci -xxxx", "standard input"))
 
 
 def test_one_form_at_a_time() -> None:

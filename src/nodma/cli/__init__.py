@@ -6,13 +6,12 @@ Exit codes: 0 all is well, 1 what was asked for failed, 2 it was not asked for p
 from __future__ import annotations
 
 import importlib
-import sys
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from nodma import __version__
-from nodma.errors import NodmaError
+from nodma.host import run
 
 _COMMANDS: Final = {
     "demo": "Show a disk that cannot touch guest memory at work.",
@@ -37,12 +36,6 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NodmaError as error:
-            raise click.ClickException(f"nodma: error: {error}") from error
-
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nodma")
@@ -52,13 +45,4 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line."""
-    try:
-        cli.main(standalone_mode=False, prog_name="nodma")
-    except click.ClickException as error:
-        if isinstance(error, click.UsageError):
-            error.show()
-        else:
-            click.echo(error.format_message(), err=True)
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+    run(cli, "nodma")

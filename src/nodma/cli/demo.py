@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nodma.cli.options import show_size
 from nodma.demo.story import Findings, tell
+from nodma.sizes import show_size
 
 
 @click.command()

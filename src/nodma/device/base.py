@@ -73,6 +73,10 @@ class Device:
         self.config = self.Config.new()
         self._announce: Callable[[], None] | None = None
 
+    def describe(self) -> str:
+        """Say what this is, for the ready line."""
+        return type(self).__name__
+
     def handler(self, queue: Queue) -> Handler:
         """Give the method that handles the requests of ``queue``."""
         handler = getattr(self, queue.handler or queue.name, None)

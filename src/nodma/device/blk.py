@@ -9,6 +9,7 @@ from nodma.device.base import Device, Queue
 from nodma.device.image import Image
 from nodma.errors import UsageError
 from nodma.ring import Request
+from nodma.sizes import show_size
 from nodma.spec.virtio import DeviceType
 from nodma.spec.virtio_blk import (
     ID_BYTES,
@@ -101,9 +102,12 @@ class BlockDevice(Device):
         self._read_only = image.read_only
         self._size = image.size
         self._write_through = False
-        self._counts = dict.fromkeys(
-            ("reads", "bytes_read", "writes", "bytes_written", "flushes", "discards", "write_zeroes", "errors"), 0
-        )
+        self._reads = self._bytes_read = self._writes = self._bytes_written = 0
+        self._flushes = self._discards = self._write_zeroes = self._errors = 0
+
+    def describe(self) -> str:
+        """The image and its size."""
+        return f"{self.image.path} ({show_size(self._size)}{', read-only' if self._read_only else ''})"
 
     def start(self, features: int) -> None:
         """A driver that did not take FLUSH may believe in a write-through cache (5.2.5.1): be one."""
@@ -121,13 +125,22 @@ class BlockDevice(Device):
 
     def statistics(self) -> dict[str, int]:
         """Requests done, by type, and bytes moved between image and window."""
-        return dict(self._counts)
+        return {
+            "reads": self._reads,
+            "bytes_read": self._bytes_read,
+            "writes": self._writes,
+            "bytes_written": self._bytes_written,
+            "flushes": self._flushes,
+            "discards": self._discards,
+            "write_zeroes": self._write_zeroes,
+            "errors": self._errors,
+        }
 
     def requests(self, request: Request) -> None:
         """Do one request; whatever is wrong with it or with the image ends in its status."""
         status = request.take_tail(1)
         if status is None:  # nowhere to put a status: all the driver gets is the chain back
-            self._counts["errors"] += 1
+            self._errors += 1
             return
         result = _IOERR
         try:
@@ -146,17 +159,16 @@ class BlockDevice(Device):
         if result == _OK:
             request.written += 1  # the status; behind data that was not written it does not count (2.7.8.2)
         else:
-            self._counts["errors"] += 1
+            self._errors += 1
 
     def _read(self, offset: int, request: Request) -> int:
         data = request.writable
-        length = sum(map(len, data))
+        length = len(data[0]) if len(data) == 1 else sum(map(len, data))
         if not 0 < length <= self._size - offset or length % SECTOR or not self.image.read(data, offset, length):
             return _IOERR
         request.written = length
-        counts = self._counts
-        counts["reads"] += 1
-        counts["bytes_read"] += length
+        self._reads += 1
+        self._bytes_read += length
         return _OK
 
     def _write(self, offset: int, data: list[memoryview]) -> int:
@@ -167,15 +179,14 @@ class BlockDevice(Device):
             return _IOERR
         if self._write_through:
             self.image.flush()
-        counts = self._counts
-        counts["writes"] += 1
-        counts["bytes_written"] += length
+        self._writes += 1
+        self._bytes_written += length
         return _OK
 
     def _other(self, kind: int, request: Request) -> int:
         if kind == BlkType.FLUSH:
             self.drain()
-            self._counts["flushes"] += 1
+            self._flushes += 1
             return _OK
         if kind == BlkType.GET_ID:
             return _OK if request.write(self._serial.ljust(ID_BYTES, b"\0")) else _IOERR
@@ -201,5 +212,8 @@ class BlockDevice(Device):
                 self.image.write_zeroes(sector * SECTOR, count * SECTOR, unmap=bool(flags & RANGE_UNMAP))
         if self._write_through:
             self.image.flush()
-        self._counts["discards" if kind == BlkType.DISCARD else "write_zeroes"] += 1
+        if kind == BlkType.DISCARD:
+            self._discards += 1
+        else:
+            self._write_zeroes += 1
         return _OK

@@ -9,6 +9,7 @@ from typing import Final
 from nodma.pci.config import Bar, ConfigSpace
 from nodma.pci.describe import details, extended_summary, flags, summary
 from nodma.pci.report import Report, VirtioState, device_name, feature_names
+from nodma.sizes import show_size
 from nodma.spec import pci
 from nodma.spec.pci import BaseClass, Command, HeaderType, PciStatus
 from nodma.spec.virtio import Status
@@ -64,7 +65,6 @@ _CLASSES: Final[Mapping[int, str]] = {
     BaseClass.UNASSIGNED: "Unassigned class",
 }
 _PINS: Final = {1: "A", 2: "B", 3: "C", 4: "D"}
-_UNITS: Final = ((30, "G"), (20, "M"), (10, "K"))
 _WIDTH: Final = 100
 
 
@@ -80,14 +80,6 @@ def render(report: Report, verbosity: int = 0) -> str:
             lines += _state(report.state, report.space)
         lines += _findings(report)
     return "\n".join(lines) + "\n"
-
-
-def show_size(size: int) -> str:
-    """Write a size in bytes as short as it goes: 16M."""
-    for shift, unit in _UNITS:
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{unit}"
-    return str(size)
 
 
 def _title(report: Report, verbosity: int) -> str:

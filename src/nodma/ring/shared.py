@@ -22,19 +22,6 @@ load_descriptor: Callable[[memoryview, int], tuple[int, int, int, int]] = Descri
 """Load addr, len, flags and next of the descriptor at an offset that lies inside the memory."""
 
 
-def load_acquire(words: memoryview, index: int) -> int:
-    """Load a 16-bit index that the other end publishes; what it published before is visible after."""
-    value: int = words[index]
-    _order()
-    return value
-
-
-def store_release(words: memoryview, index: int, value: int) -> None:
-    """Store a 16-bit index that the other end waits for; what was written before is visible with it."""
-    _order()
-    words[index] = value
-
-
 def _lock_fence() -> Callable[[], object]:
     """Take and give back a lock: an atomic read-modify-write, which on x86 is a full fence."""
     lock = threading.Lock()
@@ -56,14 +43,28 @@ def _atomic_fence() -> Callable[[], object]:
     return lambda: fence(_SEQ_CST)
 
 
-full_fence: Callable[[], object]
-_order: Callable[[], object]
-
 if platform.machine() in ("x86_64", "AMD64", "i686"):
     full_fence = _lock_fence()
 
-    def _order() -> None:
-        """x86 keeps loads with loads and stores with stores."""
+    def load_acquire(words: memoryview, index: int) -> int:
+        """Load a 16-bit index that the other end publishes; what it published before is visible after."""
+        value: int = words[index]  # x86 keeps loads with loads
+        return value
+
+    def store_release(words: memoryview, index: int, value: int) -> None:
+        """Store a 16-bit index that the other end waits for; what was written before is visible with it."""
+        words[index] = value  # x86 keeps stores with stores
 
 else:  # pragma: no cover
-    full_fence = _order = _atomic_fence()
+    full_fence = _atomic_fence()
+
+    def load_acquire(words: memoryview, index: int) -> int:
+        """Load a 16-bit index that the other end publishes; what it published before is visible after."""
+        value: int = words[index]
+        full_fence()
+        return value
+
+    def store_release(words: memoryview, index: int, value: int) -> None:
+        """Store a 16-bit index that the other end waits for; what was written before is visible with it."""
+        full_fence()
+        words[index] = value

@@ -78,7 +78,10 @@ class Client:
         """What the server agreed to."""
         try:
             self._negotiate()
-            info = DeviceInfo(self._call(Cmd.DEVICE_GET_INFO, bytes(DeviceInfo.new(argsz=DeviceInfo.size))))
+            self.max_transfer = self._limit("max_data_xfer_size", DEFAULT_MAX_TRANSFER)
+            self.max_fds = self._limit("max_msg_fds", DEFAULT_MAX_FDS)
+            request = bytes(DeviceInfo.new(argsz=DeviceInfo.size))
+            info = self._structure(DeviceInfo, self._call(Cmd.DEVICE_GET_INFO, request))
         except BaseException:
             sock.close()
             raise
@@ -86,8 +89,6 @@ class Client:
         """How many regions the device has."""
         self.irqs = info.num_irqs
         """How many interrupt indexes it has."""
-        self.max_transfer: int = self.capabilities.get("max_data_xfer_size", DEFAULT_MAX_TRANSFER)
-        self.max_fds: int = self.capabilities.get("max_msg_fds", DEFAULT_MAX_FDS)
 
     @classmethod
     def connect(cls, path: Path | str) -> Self:
@@ -116,9 +117,16 @@ class Client:
             if Version(answer).major != MAJOR:
                 raise ValueError("another version")
             text = answer[Version.size :].rstrip(b"\0").decode()
-            self.capabilities = json.loads(text or "{}").get("capabilities", {})
-        except (ValueError, AttributeError) as error:
+            self.capabilities = dict(json.loads(text or "{}").get("capabilities", {}))
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ProtocolError(f"the server's VERSION cannot be understood: {error}") from error
+
+    def _limit(self, name: str, default: int) -> int:
+        """Give a limit that the server set. Raises ProtocolError if nothing can be done within it."""
+        limit = self.capabilities.get(name, default)
+        if type(limit) is not int or limit < 1:
+            raise ProtocolError(f"the server agrees to {name} {limit!r}, which is no limit to work with")
+        return limit
 
     def region_info(self, index: int) -> RegionReply:
         """Ask for a region: its size in bytes, what can be done with it."""

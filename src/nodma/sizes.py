@@ -1,11 +1,9 @@
-"""Kinds of values that the command line takes."""
+"""Sizes as people write them."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
-
-import click
+from typing import Final
 
 from nodma.errors import UsageError
 
@@ -26,18 +24,3 @@ def show_size(size: int) -> str:
         if size and size % _UNITS[unit] == 0:
             return f"{size // _UNITS[unit]}{unit}"
     return str(size)
-
-
-class Size(click.ParamType[int]):
-    """A size in bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)

@@ -1,0 +1,44 @@
+# make demo, make test and make bench set up all that they need, and never ask.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export PATH := $(PATH):/usr/sbin:/sbin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test lint unit e2e bench clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(STAMP) ## Make a virtual environment, build, install
+
+$(STAMP): pyproject.toml setup.py tools/setup.sh $(wildcard src/nodma/ring/*.p*)
+	@tools/setup.sh $(PYTHON) $(VENV)
+	@touch $@
+
+demo: setup ## Show a disk that cannot touch guest memory at work
+	@$(BIN)/nodma demo
+
+test: setup lint unit e2e ## Lint, types, contracts, tests, and the demo with a small image
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/pytest
+
+e2e: setup
+	$(BIN)/nodma demo --files 300 --requests 20000
+
+bench: setup ## Measure, pure Python and compiled side by side
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+clean: ## Remove what was made
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f src/nodma/ring/*.so src/nodma/ring/*.c
+	rm -rf src/*.egg-info
