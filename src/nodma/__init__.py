@@ -1,3 +1,35 @@
-"""Virtio devices in their own process that cannot touch guest memory."""
+"""Virtio devices in their own process that cannot touch guest memory.
+
+What a device of one's own needs is here: :class:`Device`, :class:`Queue`, :class:`Request`, the fields of a
+:class:`Layout`, and :func:`main`. The other end is in :mod:`nodma.driver`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nodma.device.base import Device, Queue
+    from nodma.host import main
+    from nodma.ring import Request
+    from nodma.spec.layout import Layout, blob, le16, le32, le64, u8
 
 __version__ = "0.1.0"
+
+__all__ = ["Device", "Layout", "Queue", "Request", "blob", "le16", "le32", "le64", "main", "u8"]
+
+_HOMES = {
+    "Device": "nodma.device.base",
+    "Queue": "nodma.device.base",
+    "Request": "nodma.ring",
+    "main": "nodma.host",
+} | dict.fromkeys(("Layout", "blob", "le16", "le32", "le64", "u8"), "nodma.spec.layout")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its home when it is asked for, so that ``import nodma`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -16,6 +16,9 @@ from rich.table import Table
 from nodma.demo.story import Findings, tell
 from nodma.sizes import show_size
 
+_WIDTH = 100
+"""Columns to fill where there is no terminal to ask."""
+
 
 @click.command()
 @click.option("--files", type=click.IntRange(10, 100_000), default=1200, show_default=True, help="Files on the disk.")
@@ -28,6 +31,8 @@ def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
     Exits 0 only if all held that is shown, and leaves nothing behind.
     """
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDTH)
     with tempfile.TemporaryDirectory(prefix="nodma-demo-") as directory, _bar(console, as_json) as bar:
         found = tell(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
     if as_json:
@@ -71,7 +76,7 @@ def _show(console: Console, found: Findings) -> None:
     def rows(title: str, *pairs: tuple[str, str]) -> None:
         console.print(f"\n[bold]{title}[/bold]")
         table = Table.grid(padding=(0, 2))
-        table.add_column(min_width=18, no_wrap=True)
+        table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for left, right in pairs:
             table.add_row(f"  {left}", right)
@@ -82,7 +87,7 @@ def _show(console: Console, found: Findings) -> None:
         f"[bold]nodma demo[/bold]: {found.files} files ({found.tree_bytes / 1e6:.1f} MB) on an ext4 disk of"
         f" {found.image_bytes >> 20} MiB, served by one process, driven by another, ring {found.ring}."
     )
-    rows("The device, as the driver found it", *(("", line) for line in found.inspected))
+    rows("The device, as the driver found it", *found.inspected)
     rows(
         "Who holds which memory (from /proc/PID of the device process)",
         *(

@@ -45,7 +45,7 @@ class Findings:
     startup: float = 0.0
     qemu: list[str] = field(default_factory=list)
     ring: str = ""
-    inspected: list[str] = field(default_factory=list)
+    inspected: list[tuple[str, str]] = field(default_factory=list)
     maps: list[MappedRange] = field(default_factory=list)
     descriptors: list[Descriptor] = field(default_factory=list)
     window_inode: int = 0
@@ -111,13 +111,19 @@ def _describe(disk: BlockDisk, found: Findings) -> None:
     bar = space.bar(region.bar)
     assert bar
     found.inspected = [
-        f"PCI function {space.header.vendor_id:04x}:{space.header.device_id:04x}, virtio block,"
-        f" {disk.size >> 20} MiB, serial {disk.serial!r}",
-        f"BAR {bar.index}: {bar.size or 0:#x} bytes at {bar.address:#x},"
-        f" {'64' if bar.is64 else '32'}-bit {'prefetchable' if bar.prefetchable else ''}: the window",
-        f"capability 10 (SWIOTLB): {region.length:#x} bytes at {region.offset_in_bar:#x} of BAR {region.bar}",
-        f"accepted: {', '.join(disk.feature_names)}",
-        f"requests: up to {disk.max_request >> 10} KiB in segments of up to {disk.segment >> 10} KiB",
+        (
+            "function",
+            f"{space.header.vendor_id:04x}:{space.header.device_id:04x}, virtio block, {disk.size >> 20} MiB,"
+            f" serial {disk.serial!r}",
+        ),
+        (
+            f"BAR {bar.index}",
+            f"{bar.size or 0:#x} bytes at {bar.address:#x}, {'64' if bar.is64 else '32'}-bit"
+            f"{' prefetchable' if bar.prefetchable else ''}: the window",
+        ),
+        ("capability 10", f"SWIOTLB: {region.length:#x} bytes at {region.offset_in_bar:#x} of BAR {region.bar}"),
+        ("accepted", ", ".join(disk.feature_names)),
+        ("requests", f"up to {disk.max_request >> 10} KiB, in segments of up to {disk.segment >> 10} KiB"),
     ]
 
 
@@ -199,7 +205,6 @@ def _look_inside(pid: int, disk: BlockDisk, ram: tuple[Window, bytes], found: Fi
     """Look at the device process from outside: it has the window, and nothing of the driver's memory."""
     progress("searching the device process for guest memory", 0, 1)
     view = ProcessView(pid)
-    assert disk.device.window
     found.window_inode = os.fstat(disk.device.window.fd).st_ino
     found.ram_inode = os.fstat(ram[0].fd).st_ino
     found.maps, found.descriptors = view.maps(), view.descriptors()

@@ -130,7 +130,6 @@ class BlockDisk:
         self.in_flight = 0
         """Requests that the device has."""
 
-        assert device.window
         self._memory = device.window.bytes
         self.pool = BouncePool(device.window, *device.free, reclaim=self._make_progress)
         segment = self.pool.max_mapping

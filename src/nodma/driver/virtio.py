@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Final, Self, TypeVar
 
 from nodma.driver.bus import PciBus
-from nodma.errors import DeviceFailed, NegotiationError, ProbeError
+from nodma.errors import DeviceFailed, NegotiationError, NodmaError, ProbeError
 from nodma.pci import ConfigSpace, VirtioCapability, audit
 from nodma.ring import DriverRing, RingLayout
 from nodma.spec.layout import Field, Layout
@@ -39,7 +40,7 @@ class VirtioPci:
         """
         self.bus = bus
         self.profile = profile
-        self.window: Window | None = None
+        self._window: Window | None = None
         try:
             bus.enable()
             self.space = ConfigSpace.parse(bus.read_config(0, 256), bus.bar_sizes())
@@ -56,7 +57,7 @@ class VirtioPci:
             bar = self.space.bar(self.region.bar)
             assert bar is not None  # audited
             self._bar_address = bar.address
-            self.window = bus.map_bar(self.region.bar)
+            self._window = bus.map_bar(self.region.bar)
         except BaseException:
             self.close()
             raise
@@ -71,6 +72,12 @@ class VirtioPci:
         if found is None:
             raise ProbeError(f"the device presents no capability {cfg_type} ({cfg_type.name})")
         return found
+
+    @property
+    def window(self) -> Window:
+        """The BAR that the region is in, mapped."""
+        assert self._window is not None  # or the constructor had raised
+        return self._window
 
     # Registers
 
@@ -166,7 +173,6 @@ class VirtioPci:
         parts = parts if self.accepted & Feature.INDIRECT_DESC.mask else 0
         at = self.reserve(RingLayout.packed_at(0, size).end, DESC_ALIGN)
         layout = RingLayout.packed_at(at, size)
-        assert self.window
         ring = DriverRing(
             self.window,
             layout,
@@ -211,13 +217,11 @@ class VirtioPci:
 
     def close(self) -> None:
         """Reset the device if it is still there, and let it go."""
-        try:
-            if self.window is not None:
+        if self._window is not None:
+            with contextlib.suppress(NodmaError):  # gone, or beyond reset: it is let go all the same
                 self.reset()
-        finally:
-            if self.window is not None:
-                self.window.close()
-            self.bus.close()
+            self._window.close()
+        self.bus.close()
 
     def __enter__(self) -> Self:
         return self
