@@ -226,7 +226,10 @@ class PciFunction:
         """
         self.reset()
         self.interrupts.close()
-        self.device.drain()
+        try:
+            self.device.drain()
+        except Exception:  # the next client is served all the same
+            log.exception("what the client wrote could not be made durable")
         self.core.window.close()
         self.core.window = Window.create(self.pool)
 

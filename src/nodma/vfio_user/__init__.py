@@ -6,7 +6,8 @@ and tools. The server never keeps what would let it reach the client's memory: s
 """
 
 from nodma.vfio_user.client import Client
+from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.guard import DmaGuard
-from nodma.vfio_user.server import Endpoint, Server
+from nodma.vfio_user.server import Server
 
 __all__ = ["Client", "DmaGuard", "Endpoint", "Server"]

@@ -1,0 +1,343 @@
+"""A client's commands, carried out: from a message to the reply that it gets.
+
+The server sends replies and nothing else: no DMA_READ, no DMA_WRITE, ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from nodma.errors import UsageError
+from nodma.spec.layout import Layout
+from nodma.spec.vfio_user import (
+    DEFAULT_MAX_DMA_MAPS,
+    DEFAULT_MAX_FDS,
+    DEFAULT_MAX_TRANSFER,
+    DEFAULT_PAGE_SIZES,
+    MAJOR,
+    MINOR,
+    TYPE_COMMAND,
+    TYPE_MASK,
+    TYPE_REPLY,
+    Cmd,
+    DeviceFlag,
+    DeviceInfo,
+    DmaMap,
+    DmaUnmap,
+    Header,
+    Irq,
+    IrqFlag,
+    IrqInfo,
+    IrqSet,
+    IrqSetFlag,
+    MsgFlag,
+    MultiWrite,
+    Region,
+    RegionAccess,
+    RegionFlag,
+    RegionInfo,
+    Version,
+    WriteMulti,
+)
+from nodma.vfio_user.connection import MAX_FDS, Message
+from nodma.vfio_user.endpoint import Endpoint
+from nodma.vfio_user.guard import DmaGuard
+
+log = logging.getLogger(__name__)
+
+_HEADER: Final = Header.codec
+_HEADER_BYTES: Final = Header.size
+_ACCESS: Final = RegionAccess.codec
+_ACCESS_BYTES: Final = RegionAccess.size
+_REPLY_ERROR: Final = int(TYPE_REPLY | MsgFlag.ERROR)
+_NO_REPLY: Final = int(MsgFlag.NO_REPLY)
+_READ, _WRITE = int(Cmd.REGION_READ), int(Cmd.REGION_WRITE)
+_MAX_MULTI: Final = 4096
+_UNSUPPORTED: Final = frozenset(
+    {
+        Cmd.DEVICE_GET_REGION_IO_FDS,
+        Cmd.DMA_READ,
+        Cmd.DMA_WRITE,
+        Cmd.DEVICE_FEATURE,
+        Cmd.MIG_DATA_READ,
+        Cmd.MIG_DATA_WRITE,
+    }
+)
+
+_OWN_CAPABILITIES: Final[Mapping[str, int | bool]] = {
+    "max_msg_fds": MAX_FDS,
+    "max_data_xfer_size": DEFAULT_MAX_TRANSFER,
+    "max_dma_maps": DEFAULT_MAX_DMA_MAPS,
+    "pgsizes": DEFAULT_PAGE_SIZES,
+    "write_multiple": True,
+}
+
+
+L = TypeVar("L", bound=Layout)
+Reply = tuple[bytes, list[int]]
+_NOTHING: Final[Reply] = (b"", [])
+
+
+class Commands:
+    """The commands of one client to ``endpoint``, from VERSION on."""
+
+    def __init__(self, endpoint: Endpoint, guard: DmaGuard) -> None:
+        self.endpoint = endpoint
+        self.guard = guard
+        self.negotiated = False
+        """Whether the client has proposed a version that was agreed to."""
+        self.hopeless = False
+        """Whether it proposed one that cannot be: the connection ends when it has its answer."""
+        self._peer_transfer = DEFAULT_MAX_TRANSFER
+        self._peer_fds = DEFAULT_MAX_FDS
+        self._commands: dict[int, Callable[[memoryview, list[int]], Reply]] = {
+            Cmd.DMA_MAP: self._dma_map,
+            Cmd.DMA_UNMAP: self._dma_unmap,
+            Cmd.DEVICE_GET_INFO: self._device_info,
+            Cmd.DEVICE_GET_REGION_INFO: self._region_info,
+            Cmd.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Cmd.DEVICE_SET_IRQS: self._set_irqs,
+            Cmd.DEVICE_RESET: self._reset,
+            Cmd.REGION_READ: self._region_read,
+            Cmd.REGION_WRITE: self._region_write,
+            Cmd.REGION_WRITE_MULTI: self._region_write_multi,
+        }
+
+    def answer(self, message: Message) -> Reply | None:
+        """Carry a message out, and give the whole reply, if it wants one.
+
+        Descriptors that the message brought and a command took are gone from its list after that.
+        """
+        msg_id, command, flags, payload, fds = message
+        if flags & TYPE_MASK == TYPE_REPLY:
+            log.debug("a reply to nothing was ignored")
+            return None
+        try:
+            if flags & TYPE_MASK != TYPE_COMMAND:
+                raise OSError(errno.EINVAL, f"a message of type {flags & TYPE_MASK}")
+            if payload is None:
+                raise OSError(errno.EINVAL, "a message longer than any")
+            if not self.negotiated:
+                body, out = self._version(command, payload)
+            elif handler := self._commands.get(command):
+                body, out = handler(payload, fds)
+            else:
+                raise OSError(errno.ENOTSUP if command in _UNSUPPORTED else errno.EINVAL, f"command {command}")
+        except OSError as error:
+            log.debug("message %d refused: %s", msg_id, error)
+            failed = error.errno or errno.EIO
+        except Exception:
+            log.exception("the device failed at command %d", command)
+            failed = errno.EIO
+        else:
+            if flags & _NO_REPLY:
+                return None
+            return _HEADER.pack(msg_id, command, _HEADER_BYTES + len(body), TYPE_REPLY, 0) + body, out
+        if flags & _NO_REPLY:
+            return None
+        return _HEADER.pack(msg_id, command, _HEADER_BYTES, _REPLY_ERROR, failed), []
+
+    # Commands: each gives the reply's payload and descriptors, or raises OSError with the errno to answer.
+
+    def _version(self, command: int, payload: memoryview) -> Reply:
+        """Agree on version and capabilities: major 0, and no capability that the client did not name."""
+        try:
+            if command != Cmd.VERSION:
+                raise OSError(errno.EINVAL, f"command {command} before VERSION")
+            version = _parse(Version, payload)
+            if version.major != MAJOR:
+                raise OSError(errno.EINVAL, f"version {version.major}.{version.minor} is not {MAJOR}.{MINOR}")
+            proposed = _capabilities(bytes(payload[Version.size :]))
+        except OSError:
+            self.hopeless = True
+            raise
+        self._peer_transfer = min(DEFAULT_MAX_TRANSFER, proposed.get("max_data_xfer_size", DEFAULT_MAX_TRANSFER))
+        self._peer_fds = proposed.get("max_msg_fds", DEFAULT_MAX_FDS)
+        self.negotiated = True
+        agreed = {name: value for name, value in _OWN_CAPABILITIES.items() if name in proposed}
+        if not proposed.get("write_multiple", True):
+            del agreed["write_multiple"]
+        return Version.codec.pack(MAJOR, MINOR) + json.dumps({"capabilities": agreed}).encode() + b"\0", []
+
+    def _dma_map(self, payload: memoryview, fds: list[int]) -> Reply:
+        """Close what would open guest memory, first of all; then note the region."""
+        refused, fds[:] = fds[:], []
+        self.guard.refuse(refused)
+        request = _parse(DmaMap, payload)
+        if request.argsz < DmaMap.size:
+            raise OSError(errno.EINVAL, "DMA_MAP with a short argsz")
+        self.guard.map(request.flags, request.address, request.size_bytes)
+        return _NOTHING
+
+    def _dma_unmap(self, payload: memoryview, _: list[int]) -> Reply:
+        request = _parse(DmaUnmap, payload)
+        self.guard.unmap(request.flags, request.address, request.size_bytes)
+        return bytes(request), []
+
+    def _device_info(self, payload: memoryview, _: list[int]) -> Reply:
+        _parse_sized(DeviceInfo, payload)
+        flags = DeviceFlag.RESET | DeviceFlag.PCI
+        return DeviceInfo.codec.pack(DeviceInfo.size, flags, len(Region), len(Irq)), []
+
+    def _region_info(self, payload: memoryview, _: list[int]) -> Reply:
+        request = _parse_sized(RegionInfo, payload)
+        if request.index >= len(Region):
+            raise OSError(errno.EINVAL, f"region {request.index}")
+        region = self.endpoint.regions.get(request.index)
+        size, flags, fds = 0, RegionFlag(0), []
+        if region:
+            size = region.size
+            flags = RegionFlag.READ | (RegionFlag.WRITE if region.writable else 0)
+            if region.mappable and self._peer_fds:
+                flags |= RegionFlag.MMAP
+                fds = [self.endpoint.window.fd]
+        return RegionInfo.codec.pack(RegionInfo.size, flags, request.index, 0, size, 0), fds
+
+    def _irq_info(self, payload: memoryview, _: list[int]) -> Reply:
+        request = _parse_sized(IrqInfo, payload)
+        count = self._irq_count(request.index)
+        flags = IrqFlag(0)
+        if count:
+            flags = IrqFlag.EVENTFD
+            if request.index == Irq.INTX:
+                flags |= IrqFlag.MASKABLE | IrqFlag.AUTOMASKED
+            elif request.index == Irq.MSIX:
+                flags |= IrqFlag.MASKABLE
+        return IrqInfo.codec.pack(IrqInfo.size, flags, request.index, count), []
+
+    def _irq_count(self, index: int) -> int:
+        if index >= len(Irq):
+            raise OSError(errno.EINVAL, f"interrupt index {index}")
+        return {Irq.INTX: 1, Irq.MSIX: self.endpoint.interrupts.vectors, Irq.ERR: 1}.get(Irq(index), 0)
+
+    def _set_irqs(self, payload: memoryview, fds: list[int]) -> Reply:
+        """Wire, mask or trigger the interrupts ``start`` to ``start + count`` of an index."""
+        request = _parse(IrqSet, payload)
+        index, start, count = request.index, request.start, request.count
+        have = self._irq_count(index)
+        if start + count > have:
+            raise OSError(errno.EINVAL, f"interrupts {start} to {start + count} of index {index}, which has {have}")
+        kind = request.flags & (IrqSetFlag.DATA_NONE | IrqSetFlag.DATA_BOOL | IrqSetFlag.DATA_EVENTFD)
+        action = request.flags & ~kind
+        if kind == IrqSetFlag.DATA_NONE and not count:
+            start, chosen = 0, [True] * have  # "disables all interrupts of the index", if it says trigger
+            if action == IrqSetFlag.ACTION_TRIGGER:
+                self._wire(index, 0, [-1] * have)
+                return _NOTHING
+        elif kind == IrqSetFlag.DATA_NONE:
+            chosen = [True] * count
+        elif kind == IrqSetFlag.DATA_BOOL:
+            data = bytes(payload[IrqSet.size :])
+            if len(data) < count:
+                raise OSError(errno.EINVAL, f"{len(data)} booleans for {count} interrupts")
+            chosen = [bool(value) for value in data[:count]]
+        elif kind == IrqSetFlag.DATA_EVENTFD and action == IrqSetFlag.ACTION_TRIGGER:
+            if fds and len(fds) != count:
+                raise OSError(errno.EINVAL, f"{len(fds)} eventfds for {count} interrupts")
+            taken, fds[:] = fds[:], []
+            self._wire(index, start, taken or [-1] * count)
+            return _NOTHING
+        else:
+            raise OSError(errno.EINVAL, f"SET_IRQS with flags {request.flags:#x}")
+        self._act(index, action, [number for number, yes in enumerate(chosen, start) if yes])
+        return _NOTHING
+
+    def _wire(self, index: int, start: int, eventfds: list[int]) -> None:
+        interrupts = self.endpoint.interrupts
+        if index == Irq.MSIX:
+            interrupts.assign_vectors(start, eventfds)
+        elif eventfds:
+            (interrupts.assign_intx if index == Irq.INTX else interrupts.assign_err)(eventfds[0])
+
+    def _act(self, index: int, action: int, numbers: list[int]) -> None:
+        interrupts = self.endpoint.interrupts
+        if action not in (IrqSetFlag.ACTION_MASK, IrqSetFlag.ACTION_UNMASK, IrqSetFlag.ACTION_TRIGGER):
+            raise OSError(errno.EINVAL, f"SET_IRQS with action {action:#x}")
+        if index == Irq.ERR:
+            raise OSError(errno.EINVAL, "the error interrupt is neither masked nor triggered")
+        for number in numbers:
+            if action != IrqSetFlag.ACTION_TRIGGER:
+                masked = action == IrqSetFlag.ACTION_MASK
+                if index == Irq.INTX:
+                    interrupts.mask_intx(masked)
+                else:
+                    interrupts.mask_vectors(number, 1, masked)
+            elif index == Irq.INTX:
+                interrupts.trigger_intx()
+            else:
+                interrupts.raise_vector(number)
+
+    def _reset(self, _: memoryview, __: list[int]) -> Reply:
+        self.endpoint.reset()
+        return _NOTHING
+
+    def _region_read(self, payload: memoryview, _: list[int]) -> Reply:
+        if len(payload) != _ACCESS_BYTES:
+            raise OSError(errno.EINVAL, f"REGION_READ of {len(payload)} bytes")
+        offset, region, count = _ACCESS.unpack(payload)
+        if count > self._peer_transfer:
+            raise OSError(errno.EINVAL, f"REGION_READ of {count} bytes, more than {self._peer_transfer}")
+        try:
+            return payload.tobytes() + self.endpoint.read(region, offset, count), []
+        except UsageError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+
+    def _region_write(self, payload: memoryview, _: list[int]) -> Reply:
+        if len(payload) < _ACCESS_BYTES:
+            raise OSError(errno.EINVAL, f"REGION_WRITE of {len(payload)} bytes")
+        offset, region, count = _ACCESS.unpack_from(payload)
+        if count != len(payload) - _ACCESS_BYTES:
+            raise OSError(errno.EINVAL, f"REGION_WRITE of {count} bytes brings {len(payload) - _ACCESS_BYTES}")
+        self._write(region, offset, payload[_ACCESS_BYTES:].tobytes())
+        return payload[:_ACCESS_BYTES].tobytes(), []
+
+    def _region_write_multi(self, payload: memoryview, _: list[int]) -> Reply:
+        count = _parse(WriteMulti, payload).count
+        if count > _MAX_MULTI or len(payload) != WriteMulti.size + count * MultiWrite.size:
+            raise OSError(errno.EINVAL, f"REGION_WRITE_MULTI of {count} writes in {len(payload)} bytes")
+        for offset, region, width, data in MultiWrite.codec.iter_unpack(payload[WriteMulti.size :]):
+            if width > MultiWrite.data.size:
+                raise OSError(errno.EINVAL, f"a write of {width} bytes in REGION_WRITE_MULTI")
+            self._write(region, offset, data.to_bytes(MultiWrite.data.size, "little")[:width])
+        return WriteMulti.codec.pack(count), []
+
+    def _write(self, region: int, offset: int, data: bytes) -> None:
+        try:
+            self.endpoint.write(region, offset, data)
+        except UsageError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+
+
+def _parse(layout: type[L], payload: memoryview) -> L:
+    """View a payload as a structure. Raises OSError EINVAL if it is too short."""
+    if len(payload) < layout.size:
+        raise OSError(errno.EINVAL, f"{len(payload)} bytes are no {layout.__name__}")
+    return layout(payload)
+
+
+def _parse_sized(layout: type[Any], payload: memoryview) -> Any:
+    """View a payload as a structure whose argsz must have room for the reply."""
+    request = _parse(layout, payload)
+    if request.argsz < layout.size:
+        raise OSError(errno.EINVAL, f"{layout.__name__} with argsz {request.argsz}")
+    return request
+
+
+def _capabilities(raw: bytes) -> dict[str, Any]:
+    """Parse the capabilities of a VERSION message: none, or JSON with a NUL behind it."""
+    if not raw:
+        return {}
+    try:
+        if raw[-1] != 0:
+            raise ValueError("no terminating NUL")
+        found = json.loads(raw[:-1].decode() or "{}").get("capabilities", {})
+        for name in ("max_msg_fds", "max_data_xfer_size"):
+            if name in found and not (type(found[name]) is int and found[name] >= 0):
+                raise ValueError(f"{name} is {found[name]!r}")
+        return dict(found)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise OSError(errno.EINVAL, f"VERSION with bad capabilities: {error}") from None

@@ -1,0 +1,54 @@
+"""What a server needs of the device behind it: interfaces, so that any device can be served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class RegionLike(Protocol):
+    """A region: bytes, and whether it can be written and mapped."""
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def writable(self) -> bool: ...  # noqa: D102
+    @property
+    def mappable(self) -> bool: ...  # noqa: D102
+
+
+class InterruptsLike(Protocol):
+    """The interrupts of a device; it owns the eventfds that it is given."""
+
+    @property
+    def vectors(self) -> int: ...  # noqa: D102
+    def assign_vectors(self, start: int, eventfds: list[int]) -> None: ...  # noqa: D102
+    def assign_intx(self, fd: int) -> None: ...  # noqa: D102
+    def assign_err(self, fd: int) -> None: ...  # noqa: D102
+    def mask_vectors(self, start: int, count: int, masked: bool) -> None: ...  # noqa: D102
+    def mask_intx(self, masked: bool) -> None: ...  # noqa: D102
+    def raise_vector(self, vector: int) -> None: ...  # noqa: D102
+    def trigger_intx(self) -> None: ...  # noqa: D102
+
+
+class WindowLike(Protocol):
+    """The memory behind the mappable region."""
+
+    @property
+    def fd(self) -> int: ...  # noqa: D102
+
+
+class Endpoint(Protocol):
+    """What a server needs of a device. ``read`` and ``write`` raise UsageError for what is not there."""
+
+    @property
+    def regions(self) -> Mapping[int, RegionLike]: ...  # noqa: D102
+    @property
+    def interrupts(self) -> InterruptsLike: ...  # noqa: D102
+    @property
+    def window(self) -> WindowLike: ...  # noqa: D102
+    def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
+    def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def service(self) -> bool: ...  # noqa: D102
+    def reset(self) -> None: ...  # noqa: D102
+    def detach(self) -> None: ...  # noqa: D102
