@@ -1,0 +1,201 @@
+"""What several tests share: both builds of the ring, a disk image, a served disk, a driver of registers."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from nodma.device import BlockDevice
+from nodma.device.image import Image
+from nodma.function import PciFunction
+from nodma.ring import is_compiled, load_interpreted
+from nodma.spec.pci import Command, Type0Header
+from nodma.spec.profiles import Policy
+from nodma.spec.vfio_user import Region
+from nodma.spec.virtio import Feature, Status
+from nodma.spec.virtio_pci import CommonCfg
+from nodma.vfio_user import Server
+from nodma.vfio_user.listener import make_listener
+
+settings.register_profile("nodma", deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
+settings.load_profile("nodma")
+
+POOL = 1 << 20
+BASE = 0x10_0000_0000
+DISK = 1 << 20
+
+
+def build(name: str, kind: str) -> ModuleType:
+    """One end of the ring: interpreted, or compiled if it was built."""
+    if kind == "interpreted":
+        return load_interpreted(name)
+    module = importlib.import_module(f"nodma.ring.{name}")
+    if not is_compiled(module):
+        pytest.skip("the ring was not compiled here: there is no C compiler")
+    return module
+
+
+@pytest.fixture
+def load_end() -> Callable[[str, str], ModuleType]:
+    return build
+
+
+@pytest.fixture(params=["interpreted", "compiled"])
+def device_end(request: pytest.FixtureRequest) -> ModuleType:
+    return build("device_end", request.param)
+
+
+@pytest.fixture(params=["interpreted", "compiled"])
+def driver_end(request: pytest.FixtureRequest) -> ModuleType:
+    return build("driver_end", request.param)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A disk image of 1 MiB, no sector like another."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"".join(number.to_bytes(4, "little") * 128 for number in range(DISK // 512)))
+    return path
+
+
+@pytest.fixture
+def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
+    """Make functions with the image's disk in them."""
+    made = []
+
+    def make(*, policy: Policy = Policy.REQUIRED, pool: int = POOL, queues: int = 1, **more: Any) -> PciFunction:
+        function = PciFunction(BlockDevice(Image(image, **more), pool=pool, queues=queues), pool=pool, policy=policy)
+        made.append(function)
+        return function
+
+    yield make
+    for function in made:
+        function.close()
+
+
+class Registers:
+    """A driver that writes registers by hand, right or wrong."""
+
+    def __init__(self, function: PciFunction) -> None:
+        self.function = function
+
+    def set(self, field: Any, value: int) -> None:
+        self.function.write(0, field.offset, int(value).to_bytes(field.size, "little"))
+
+    def get(self, field: Any) -> int:
+        return int.from_bytes(self.function.read(0, field.offset, field.size), "little")
+
+    @property
+    def status(self) -> Status:
+        return Status(self.get(CommonCfg.device_status))
+
+    def place(self, base: int = BASE, command: int = Command.MEMORY) -> None:
+        """Put the window at ``base``, and set the command register."""
+        self.function.write(Region.CONFIG, Type0Header.bar2.offset, base.to_bytes(8, "little"))
+        self.function.write(Region.CONFIG, Type0Header.command.offset, int(command).to_bytes(2, "little"))
+
+    def negotiate(self, features: int | None = None) -> Status:
+        """Go as far as FEATURES_OK; all features unless others are given."""
+        if features is None:
+            features = self.function.core.offered
+        self.set(CommonCfg.device_status, Status.ACKNOWLEDGE | Status.DRIVER)
+        for word in (0, 1):
+            self.set(CommonCfg.driver_feature_select, word)
+            self.set(CommonCfg.driver_feature, features >> 32 * word & 0xFFFFFFFF)
+        self.set(CommonCfg.device_status, Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)
+        return self.status
+
+    def enable(self, layout: Any, base: int = BASE, index: int = 0) -> None:
+        """Set a queue up, and enable it."""
+        self.set(CommonCfg.queue_select, index)
+        self.set(CommonCfg.queue_size, layout.size)
+        self.set(CommonCfg.queue_desc, base + layout.desc)
+        self.set(CommonCfg.queue_driver, base + layout.avail)
+        self.set(CommonCfg.queue_device, base + layout.used)
+        self.set(CommonCfg.queue_enable, 1)
+
+    def ready(self) -> None:
+        """Set DRIVER_OK."""
+        self.set(CommonCfg.device_status, self.status | Status.DRIVER_OK)
+
+    def notify(self, index: int = 0) -> None:
+        self.function.write(0, 0x3000 + 4 * index, index.to_bytes(2, "little"))
+
+
+@pytest.fixture
+def registers() -> type[Registers]:
+    return Registers
+
+
+class Served:
+    """A function served by a thread; :attr:`path` is its socket."""
+
+    def __init__(self, function: PciFunction, path: Path) -> None:
+        self.function = function
+        self.path = path
+        self.listener = make_listener(path)
+        self.server = Server(function, self.listener.socket)
+
+    @contextmanager
+    def running(self) -> Iterator[Served]:
+        thread = threading.Thread(target=self.server.run, name="device")
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.server.stop()
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+            self.close()
+
+    def connect(self) -> socket.socket:
+        """A raw client."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(20)
+        sock.connect(str(self.path))
+        return sock
+
+    def close(self) -> None:
+        self.server.close()
+        self.listener.remove()
+
+
+@pytest.fixture
+def make_served(make_function: Callable[..., PciFunction], tmp_path: Path) -> Callable[..., Served]:
+    """Make a server that is not running yet."""
+
+    def make(**options: Any) -> Served:
+        return Served(make_function(**options), tmp_path / "disk.sock")
+
+    return make
+
+
+@pytest.fixture
+def served(make_served: Callable[..., Served]) -> Iterator[Served]:
+    """A disk of 1 MiB with two queues, served by a thread."""
+    with make_served(queues=2).running() as running:
+        yield running
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture
+def count_descriptors() -> Callable[[], int]:
+    return open_descriptors
+
+
+@pytest.fixture
+def all_swiotlb() -> int:
+    """The features that a driver needs at least."""
+    return Feature.VERSION_1.mask | Feature.SWIOTLB.mask

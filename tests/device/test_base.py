@@ -1,0 +1,144 @@
+"""Devices of one's own: what a subclass is given, and what becomes of its mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nodma import Device, Layout, Queue, Request, le32
+from nodma.errors import UsageError
+from nodma.function import PciFunction
+from nodma.ring import DriverRing, RingLayout
+from nodma.spec.virtio import Feature, Status
+from nodma.spec.virtio_pci import CommonCfg
+
+POOL = 64 << 10
+BASE = 0x10_0000_0000
+
+
+class Echo(Device):
+    """Gives back what it gets, in capitals."""
+
+    device_type = 40
+    queues = (Queue("echoes", size=16), Queue("broken", size=16), Queue("other", size=8, handler="echoes"))
+
+    class Config(Layout):
+        times = le32(1, rw=True)
+
+    config: Config
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+
+    def start(self, features: int) -> None:
+        self.log.append("start")
+
+    def reset(self) -> None:
+        self.log.append("reset")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+    def config_written(self, offset: int, data: bytes) -> None:
+        if offset == 0 and len(data) == 4:
+            self.config.times = int.from_bytes(data, "little")
+
+    def echoes(self, request: Request) -> None:
+        request.write(request.read().upper() * self.config.times)
+
+    def broken(self, request: Request) -> None:
+        raise KeyError("a bug")
+
+
+class Bench:
+    """The function, and a ring on each of its queues."""
+
+    def __init__(self, registers: type[Any]) -> None:
+        self.function = PciFunction(Echo(), pool=POOL)
+        self.device = self.function.device
+        self.registers = registers(self.function)
+        self.registers.place()
+        assert self.registers.negotiate() & Status.FEATURES_OK
+        self.rings = []
+        for index, queue in enumerate(self.device.queues):
+            layout = RingLayout.packed_at(4096 * index, queue.size)
+            self.rings.append(DriverRing(self.function.window, layout, base=BASE, event_idx=True))
+            self.registers.enable(layout, index=index)
+        self.registers.ready()
+
+    def ask(self, index: int, data: bytes, room: int) -> bytes:
+        self.function.window.view(0x8000, len(data))[:] = data
+        self.rings[index].add([(0x8000, len(data))], [(0x9000, room)], "x")
+        self.rings[index].publish()
+        self.registers.notify(index)
+        while self.function.service():
+            pass
+        ((_, written),) = self.rings[index].reap(1) or [(None, 0)]
+        return bytes(self.function.window.view(0x9000, written))
+
+
+@pytest.fixture
+def bench(registers: type[Any]) -> Iterator[Bench]:
+    bench = Bench(registers)
+    yield bench
+    bench.function.close()
+
+
+def test_a_request_is_handled_and_given_back(bench: Bench) -> None:
+    assert bench.ask(0, b"hello", 100) == b"HELLO"
+    assert bench.ask(2, b"hello", 3) == b"HEL"
+    assert bench.function.core.counters.requests == 2
+
+
+def test_the_driver_reads_and_writes_the_configuration(bench: Bench) -> None:
+    assert bench.function.read(0, 0x2000, 8) == b"\1\0\0\0\0\0\0\0"
+    bench.function.write(0, 0x2000, b"\2\0\0\0")
+    assert bench.ask(0, b"ab", 100) == b"ABAB"
+
+
+def test_a_device_that_fails_asks_for_a_reset_and_works_again_after(
+    bench: Bench, registers: type[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bench.ask(1, b"x", 1) == b""
+    assert bench.registers.status & Status.DEVICE_NEEDS_RESET
+    assert "KeyError: 'a bug'" in caplog.text
+    assert bench.ask(0, b"x", 1) == b""  # nothing is done until then
+    bench.registers.set(CommonCfg.device_status, 0)
+    assert bench.registers.status == 0
+    assert bench.device.log == ["start", "reset"]  # type: ignore[attr-defined]
+
+
+def test_a_change_of_configuration_is_announced(bench: Bench) -> None:
+    before = bench.registers.get(CommonCfg.config_generation)
+    bench.device.config_changed()
+    assert bench.registers.get(CommonCfg.config_generation) == before + 1
+    assert bench.function.read(0, 0x1000, 1) == b"\2"  # ISR: configuration
+
+
+def test_features_are_offered_with_those_of_the_transport(bench: Bench) -> None:
+    offered = bench.function.core.offered
+    for feature in (Feature.VERSION_1, Feature.ACCESS_PLATFORM, Feature.SWIOTLB, Feature.EVENT_IDX):
+        assert offered & feature.mask
+
+
+def test_queues_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UsageError, match="queue 'x' has 3 entries"):
+        Queue("x", size=3)
+
+    class Forgetful(Device):
+        device_type = 1
+        queues = (Queue("nothing"),)
+
+    with pytest.raises(UsageError, match="Forgetful has no method for its queue 'nothing'"):
+        PciFunction(Forgetful(), pool=POOL)
+
+
+def test_the_names_of_the_package_are_there() -> None:
+    import nodma
+
+    assert {name: getattr(nodma, name) for name in nodma.__all__}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        nodma.nonsense  # noqa: B018

@@ -1,0 +1,279 @@
+"""The block device, request by request, whatever the framing and whatever the driver wants."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodma.device import BlockDevice, Request
+from nodma.device.blk import request_limits
+from nodma.device.image import Image
+from nodma.errors import UsageError
+from nodma.spec.virtio_blk import SECTOR, BlkConfig, BlkFeature, BlkRange, BlkRequest, BlkStatus, BlkType
+
+DISK = 1 << 20
+OK, IOERR, UNSUPP = BlkStatus.OK, BlkStatus.IOERR, BlkStatus.UNSUPP
+Made = Callable[..., BlockDevice]
+
+
+@pytest.fixture
+def disk(image: Path) -> Iterator[Made]:
+    made: list[BlockDevice] = []
+
+    def make(*, read_only: bool = False, features: int | None = None, **options: Any) -> BlockDevice:
+        device = BlockDevice(Image(image, read_only=read_only), **({"pool": 16 << 20} | options))
+        device.start(device.features if features is None else features)
+        made.append(device)
+        return device
+
+    yield make
+    for device in made:
+        device.close()
+
+
+def ask(
+    device: BlockDevice, kind: int, sector: int = 0, out: bytes = b"", back: int = 0, header: bytes | None = None
+) -> tuple[int, bytes, int]:
+    """Do one request in the usual framing; gives status, data and the bytes said to be written."""
+    head = BlkRequest.codec.pack(kind, 0, sector) if header is None else header
+    data, status = bytearray(back), bytearray(b"\xff")
+    readable = [memoryview(bytearray(part)) for part in (head, out) if part]
+    writable = [memoryview(data)] if back else []
+    request = Request(0, readable, [*writable, memoryview(status)])
+    device.requests(request)
+    return status[0], bytes(data), request.written
+
+
+def test_read_gives_what_is_in_the_image(disk: Made, image: Path) -> None:
+    status, data, written = ask(disk(), BlkType.IN, 5, back=4096)
+    assert (status, written) == (OK, 4097)
+    assert data == image.read_bytes()[5 * SECTOR : 5 * SECTOR + 4096]
+
+
+def test_write_goes_into_the_image(disk: Made, image: Path) -> None:
+    before = image.read_bytes()
+    assert ask(disk(), BlkType.OUT, 7, b"w" * 1024) == (OK, b"", 1)
+    assert image.read_bytes() == before[: 7 * SECTOR] + b"w" * 1024 + before[9 * SECTOR :]
+
+
+def test_flush_syncs_the_image(disk: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    device = disk()
+    assert ask(device, BlkType.FLUSH)[0] == OK
+    assert synced == [device.image.fd]
+
+
+def test_a_driver_without_flush_gets_a_write_through_disk(disk: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    ask(disk(features=0), BlkType.OUT, 0, b"w" * 512)
+    assert len(synced) == 1
+    ask(disk(), BlkType.OUT, 0, b"w" * 512)
+    assert len(synced) == 1
+
+
+def test_get_id_gives_the_serial(disk: Made) -> None:
+    assert ask(disk(serial="a-disk"), BlkType.GET_ID, back=20) == (OK, b"a-disk".ljust(20, b"\0"), 21)
+    assert ask(disk(serial="x" * 20), BlkType.GET_ID, back=20)[1] == b"x" * 20
+
+
+@pytest.mark.parametrize("kind", [BlkType.DISCARD, BlkType.WRITE_ZEROES])
+@pytest.mark.parametrize("unmap", [0, 1])
+def test_ranges_read_as_zeros_after(disk: Made, image: Path, kind: BlkType, unmap: int) -> None:
+    flags = unmap if kind == BlkType.WRITE_ZEROES else 0
+    ranges = BlkRange.codec.pack(8, 8, flags) + BlkRange.codec.pack(64, 16, flags)
+    before = image.read_bytes()
+    device = disk()
+    assert ask(device, kind, 0, ranges)[0] == OK
+    after = image.read_bytes()
+    assert after[8 * SECTOR : 16 * SECTOR] == bytes(8 * SECTOR)
+    assert after[64 * SECTOR : 80 * SECTOR] == bytes(16 * SECTOR)
+    assert after[: 8 * SECTOR] + after[80 * SECTOR :] == before[: 8 * SECTOR] + before[80 * SECTOR :]
+    assert len(after) == len(before)
+
+
+def test_zeroes_are_written_where_the_file_system_cannot_make_them(
+    disk: Made, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Image, "_fallocate", cannot)
+    device = disk()
+    assert ask(device, BlkType.WRITE_ZEROES, 0, BlkRange.codec.pack(1, 300, 0))[0] == OK
+    assert image.read_bytes()[SECTOR : 301 * SECTOR] == bytes(300 * SECTOR)
+    assert ask(device, BlkType.DISCARD, 0, BlkRange.codec.pack(400, 8, 0))[0] == OK  # advice, and not taken
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranges", "status"),
+    [
+        (BlkType.DISCARD, [], IOERR),
+        (BlkType.DISCARD, [(0, 1, 1)], UNSUPP),  # unmap is for WRITE_ZEROES alone (5.2.6.2)
+        (BlkType.WRITE_ZEROES, [(0, 1, 2)], UNSUPP),
+        (BlkType.WRITE_ZEROES, [(0, 0, 0)], IOERR),
+        (BlkType.WRITE_ZEROES, [(2047, 2, 0)], IOERR),
+        (BlkType.WRITE_ZEROES, [(2**64 - 1, 1, 0)], IOERR),
+        (BlkType.WRITE_ZEROES, [(0, 2**32 - 1, 0)], IOERR),
+        (BlkType.WRITE_ZEROES, [(0, 1, 0)] * 33, IOERR),
+        (BlkType.WRITE_ZEROES, [(0, 8, 0), (4096, 1, 0)], IOERR),  # and the good one is not done either
+    ],
+)
+def test_bad_ranges_touch_nothing(
+    disk: Made, image: Path, kind: BlkType, ranges: list[tuple[int, int, int]], status: BlkStatus
+) -> None:
+    before = image.read_bytes()
+    assert ask(disk(), kind, 0, b"".join(BlkRange.codec.pack(*each) for each in ranges))[0] == status
+    assert image.read_bytes() == before
+
+
+def test_a_range_of_an_odd_length_is_an_error(disk: Made) -> None:
+    assert ask(disk(), BlkType.DISCARD, 0, b"x" * 17)[0] == IOERR
+
+
+@pytest.mark.parametrize(
+    ("kind", "sector", "out", "back", "status"),
+    [
+        (BlkType.IN, 2047, b"", 512, OK),
+        (BlkType.IN, 2047, b"", 1024, IOERR),
+        (BlkType.IN, 2048, b"", 512, IOERR),
+        (BlkType.IN, 2**64 - 1, b"", 512, IOERR),
+        (BlkType.IN, 2**55, b"", 512, IOERR),
+        (BlkType.IN, 0, b"", 511, IOERR),
+        (BlkType.IN, 0, b"", 0, IOERR),
+        (BlkType.OUT, 2048, b"x" * 512, 0, IOERR),
+        (BlkType.OUT, 0, b"x" * 100, 0, IOERR),
+        (BlkType.OUT, 0, b"", 0, IOERR),
+        (BlkType.SECURE_ERASE, 0, b"", 0, UNSUPP),
+        (BlkType.GET_LIFETIME, 0, b"", 6, UNSUPP),
+        (99, 0, b"x", 5, UNSUPP),
+        (2**32 - 1, 0, b"", 0, UNSUPP),
+    ],
+)
+def test_what_cannot_be_done_gets_its_status(
+    disk: Made, image: Path, kind: int, sector: int, out: bytes, back: int, status: BlkStatus
+) -> None:
+    before = image.read_bytes()
+    device = disk()
+    got, _, written = ask(device, kind, sector, out, back)
+    assert got == status
+    if status != OK:
+        assert (written, device.statistics()["errors"], image.read_bytes()) == (0, 1, before)
+
+
+@pytest.mark.parametrize("length", range(16))
+def test_a_short_header_is_an_error_and_no_exception(disk: Made, length: int) -> None:
+    header = BlkRequest.codec.pack(BlkType.OUT, 0, 0)[:length]
+    assert ask(disk(), 0, header=header)[0] == IOERR
+
+
+def test_a_request_with_nowhere_for_a_status_comes_back_empty(disk: Made) -> None:
+    device = disk()
+    request = Request(0, [memoryview(bytearray(16))], [])
+    device.requests(request)
+    assert (request.written, device.statistics()["errors"]) == (0, 1)
+
+
+def test_a_read_only_disk_says_so_and_refuses_writes(disk: Made, image: Path) -> None:
+    before = image.read_bytes()
+    device = disk(read_only=True)
+    assert device.features & BlkFeature.RO.mask
+    assert not device.features & (BlkFeature.DISCARD.mask | BlkFeature.WRITE_ZEROES.mask)
+    for kind, out in ((BlkType.OUT, b"x" * 512), (BlkType.WRITE_ZEROES, BlkRange.codec.pack(0, 1, 0))):
+        assert ask(device, kind, 0, out)[0] == IOERR
+    assert ask(device, BlkType.FLUSH)[0] == OK
+    assert ask(device, BlkType.IN, 0, back=512)[:2] == (OK, before[:512])
+    assert image.read_bytes() == before
+
+
+def test_an_image_that_shrank_gives_errors_not_exceptions(disk: Made, image: Path) -> None:
+    device = disk()
+    os.truncate(image, 4096 + 100)
+    assert ask(device, BlkType.IN, 8, back=512)[0] == IOERR
+    assert ask(device, BlkType.IN, 0, back=512)[0] == OK
+
+
+def test_an_image_that_fails_gives_errors_not_exceptions(disk: Made) -> None:
+    device = disk()
+    fd, device.image.fd = device.image.fd, os.open("/dev/full", os.O_RDWR)  # every write ends in ENOSPC
+    try:
+        assert ask(device, BlkType.OUT, 0, b"x" * 512)[0] == IOERR
+    finally:
+        os.close(device.image.fd)
+        device.image.fd = fd
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[memoryview]:
+    """Cut a buffer in pieces, some of which may be empty."""
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    buffer = memoryview(bytearray(data))
+    return [buffer[begin:end] for begin, end in pairwise(edges) if end > begin]
+
+
+@given(
+    cuts=st.lists(st.integers(0, 5000), max_size=6),
+    back=st.lists(st.integers(0, 5000), max_size=6),
+    kind=st.sampled_from([BlkType.IN, BlkType.OUT, BlkType.GET_ID]),
+)
+def test_any_framing_gives_the_same_result(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], back: list[int], kind: BlkType
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "framing.img"
+    path.write_bytes(bytes(range(256)) * 64)
+    with Image(path) as image:
+        device = BlockDevice(image, pool=1 << 20, serial="framed")
+        device.start(device.features)
+        out = b"o" * 1024 if kind == BlkType.OUT else b""
+        length = {BlkType.IN: 2048, BlkType.OUT: 0, BlkType.GET_ID: 20}[kind]
+        writable = pieces(bytes(length + 1), back)
+        whole = list(writable)
+        device.requests(Request(0, pieces(BlkRequest.codec.pack(kind, 0, 3) + out, cuts), writable))
+        answer = b"".join(whole)
+        assert answer[-1] == OK
+        if kind == BlkType.IN:
+            assert answer[:-1] == path.read_bytes()[3 * SECTOR : 3 * SECTOR + 2048]
+        elif kind == BlkType.OUT:
+            assert path.read_bytes()[3 * SECTOR : 3 * SECTOR + 1024] == out
+        else:
+            assert answer[:-1] == b"framed".ljust(20, b"\0")
+
+
+@pytest.mark.parametrize("order", range(16, 33))
+def test_the_largest_request_fits_a_quarter_of_the_pool(order: int) -> None:
+    size_max, seg_max = request_limits(1 << order)
+    assert size_max * seg_max <= (1 << order) // 4
+    assert size_max >= 4096
+    assert size_max % 4096 == 0
+    assert 1 <= seg_max <= 126
+
+
+def test_the_configuration_tells_of_the_disk(disk: Made) -> None:
+    config = disk(queues=4, pool=16 << 20).config
+    assert (config.capacity, config.blk_size, config.num_queues) == (DISK // SECTOR, 512, 4)
+    assert (config.size_max, config.seg_max) == request_limits(16 << 20)
+    assert SECTOR << config.physical_block_exp == 4096
+    assert BlkConfig.num_queues.offset == 34  # 5.2.4
+    assert struct.calcsize("<QII") == BlkConfig.cylinders.offset
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"queues": 0}, "0 queues"),
+        ({"queues": 257}, "257 queues"),
+        ({"serial": "x" * 21}, "not up to 20 ASCII characters"),
+        ({"serial": "ü"}, "not up to 20 ASCII characters"),
+    ],
+)
+def test_a_disk_that_cannot_be_is_refused(image: Path, options: dict[str, Any], why: str) -> None:
+    with Image(image) as opened, pytest.raises(UsageError, match=why):
+        BlockDevice(opened, pool=1 << 20, **options)

@@ -1,0 +1,219 @@
+"""The status machine, the policy, and a window that moves (virtio 1.4, 2.1 and 3.1; SW-D2, SW-V1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nodma.function import PciFunction
+from nodma.ring import RingLayout, load_interpreted
+from nodma.spec.profiles import Policy
+from nodma.spec.virtio import Feature, Status
+from nodma.spec.virtio_blk import BlkRequest, BlkType
+from nodma.spec.virtio_pci import CommonCfg
+
+DriverRing = load_interpreted("driver_end").DriverRing  # interpreted, its base can be set anew
+BASE = 0x10_0000_0000
+LAYOUT = RingLayout.packed_at(0, 16)
+HEADER, DATA, STATUS = 0x8000, 0x9000, 0x8010
+
+
+class Disk:
+    """A function with a disk, driven by hand."""
+
+    def __init__(self, function: PciFunction, registers: Any) -> None:
+        self.function = function
+        self.registers = registers(function)
+        self.core = function.core
+
+    def start(self, base: int = BASE, features: int | None = None) -> None:
+        self.registers.place(base)
+        assert self.registers.negotiate(features) & Status.FEATURES_OK
+        self.ring = DriverRing(self.function.window, LAYOUT, base=base, event_idx=True)
+        self.registers.enable(LAYOUT, base)
+        self.registers.ready()
+
+    def offer_read(self, base: int = BASE) -> None:
+        BlkRequest.codec.pack_into(self.function.window.bytes, HEADER, BlkType.IN, 0, 4)
+        self.function.window.bytes[STATUS] = 0xFF
+        self.ring._base = base
+        self.ring.add([(HEADER, 16)], [(DATA, 512), (STATUS, 1)], "read")
+        self.ring.publish()
+        self.registers.notify()
+
+    def work(self) -> None:
+        while self.function.service():
+            pass
+
+    @property
+    def answer(self) -> bytes:
+        return bytes(self.function.window.view(DATA, 4))
+
+
+@pytest.fixture
+def disk(make_function: Callable[..., PciFunction], registers: Any) -> Disk:
+    return Disk(make_function(), registers)
+
+
+SECTOR_4 = (4).to_bytes(4, "little")
+
+
+def test_a_disk_works_from_status_to_data(disk: Disk) -> None:
+    disk.start()
+    disk.offer_read()
+    disk.work()
+    assert (disk.answer, disk.function.window.bytes[STATUS]) == (SECTOR_4, 0)
+    assert disk.ring.reap(1) == [("read", 513)]
+
+
+def test_the_policy_required_refuses_a_driver_that_does_not_take_the_feature(disk: Disk) -> None:
+    disk.registers.place()
+    status = disk.registers.negotiate(disk.core.offered & ~Feature.SWIOTLB.mask)
+    assert not status & Status.FEATURES_OK
+    assert "VIRTIO_F_SWIOTLB (bit 27), which this device's policy requires" in disk.core.reason
+    assert disk.core.counters.refused == 1
+    disk.registers.set(CommonCfg.device_status, Status.FAILED)
+    assert disk.registers.status & Status.FAILED
+    disk.registers.set(CommonCfg.device_status, 0)
+    assert disk.registers.negotiate() & Status.FEATURES_OK  # a driver that knows it may come next
+
+
+@pytest.mark.parametrize(
+    ("features", "why"),
+    [(lambda core: core.offered | 1 << 40, "were not offered"), (lambda core: Feature.SWIOTLB.mask, "VERSION_1")],
+)
+def test_features_that_cannot_be_are_refused(disk: Disk, features: Any, why: str) -> None:
+    assert not disk.registers.negotiate(features(disk.core)) & Status.FEATURES_OK
+    assert why in disk.core.reason
+
+
+def test_under_hopeful_an_outside_queue_is_caught_counted_and_not_followed(
+    make_function: Callable[..., PciFunction], registers: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk(make_function(policy=Policy.HOPEFUL), registers)
+    disk.registers.place()
+    assert disk.registers.negotiate(disk.core.offered & ~Feature.SWIOTLB.mask) & Status.FEATURES_OK
+    disk.registers.enable(LAYOUT, 0x1234_0000)
+    assert disk.registers.status & Status.DEVICE_NEEDS_RESET
+    assert disk.core.counters.outside == 1
+    assert "descriptor table of 256 bytes at 0x12340000 is outside the window" in caplog.text
+    assert disk.registers.get(CommonCfg.queue_enable) == 0
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_an_outside_buffer_is_caught_counted_and_not_followed(
+    make_function: Callable[..., PciFunction], registers: Any, policy: Policy
+) -> None:
+    disk = Disk(make_function(policy=policy), registers)
+    disk.start()
+    disk.ring.add([(HEADER, 16)], [(2 << 20, 512), (STATUS, 1)], "outside")
+    disk.ring.publish()
+    disk.registers.notify()
+    disk.work()
+    assert disk.registers.status & Status.DEVICE_NEEDS_RESET
+    assert disk.core.counters.outside == 1
+    assert "buffer of 512 bytes at 0x1000200000" in disk.core.reason
+    assert not disk.ring.pending()
+    disk.registers.notify()
+    disk.work()  # and nothing happens until a reset
+    assert disk.core.counters.requests == 0
+
+
+def test_needs_reset_interrupts_a_driver_that_is_ready(disk: Disk) -> None:
+    disk.start()
+    disk.core.fail("because")
+    assert disk.function.read(0, 0x1000, 1) == b"\2"
+    disk.registers.set(CommonCfg.device_status, 0)
+    disk.registers.place()
+    disk.registers.negotiate()
+    disk.core.fail("too early")
+    assert disk.function.read(0, 0x1000, 1) == b"\0"
+    disk.registers.ready()
+    assert disk.function.read(0, 0x1000, 1) == b"\2"
+
+
+def test_status_bits_stay_until_reset(disk: Disk) -> None:
+    disk.registers.set(CommonCfg.device_status, Status.ACKNOWLEDGE | Status.DRIVER)
+    disk.registers.set(CommonCfg.device_status, Status.ACKNOWLEDGE)
+    assert disk.registers.status == Status.ACKNOWLEDGE | Status.DRIVER
+    disk.registers.set(CommonCfg.device_status, Status.DEVICE_NEEDS_RESET)  # the device's to set
+    assert not disk.registers.status & Status.DEVICE_NEEDS_RESET
+    disk.registers.set(CommonCfg.device_status, 0)
+    assert disk.registers.status == 0
+
+
+def test_a_driver_in_the_wrong_order_is_told_so(disk: Disk) -> None:
+    disk.registers.place()
+    disk.registers.enable(LAYOUT)
+    assert "enabled before FEATURES_OK" in disk.core.reason
+    disk.registers.set(CommonCfg.device_status, 0)
+    disk.registers.set(CommonCfg.device_status, Status.DRIVER_OK)
+    assert disk.core.reason == "DRIVER_OK without FEATURES_OK"
+    assert disk.registers.status & Status.DEVICE_NEEDS_RESET
+
+
+def test_a_queue_cannot_be_enabled_while_the_window_is_nowhere(disk: Disk) -> None:
+    disk.registers.negotiate()
+    disk.registers.enable(LAYOUT)
+    assert "while the window's BAR decodes no address" in disk.core.reason
+
+
+def test_nothing_is_handled_before_driver_ok(disk: Disk) -> None:
+    disk.registers.place()
+    disk.registers.negotiate()
+    disk.ring = DriverRing(disk.function.window, LAYOUT, base=BASE, event_idx=True)
+    disk.registers.enable(LAYOUT)
+    disk.offer_read()
+    disk.work()
+    assert not disk.ring.pending()
+    disk.registers.ready()
+    disk.work()
+    assert disk.ring.pending()
+
+
+def test_addresses_are_those_of_the_window_wherever_it_is_now(disk: Disk) -> None:
+    disk.start()
+    disk.offer_read()
+    disk.work()
+    moved = 0x77_0000_0000
+    disk.registers.place(moved)
+    disk.offer_read(moved)
+    disk.work()
+    assert len(disk.ring.reap(8)) == 2
+    disk.offer_read(BASE)  # where it was
+    disk.work()
+    assert disk.registers.status & Status.DEVICE_NEEDS_RESET
+    assert disk.core.counters.outside == 1
+
+
+def test_requests_wait_while_memory_is_not_decoded(disk: Disk) -> None:
+    disk.start()
+    disk.registers.place(BASE, command=0)
+    disk.offer_read()
+    disk.work()
+    assert not disk.ring.pending()
+    disk.registers.place(BASE)
+    disk.work()
+    assert disk.ring.reap(1) == [("read", 513)]
+
+
+def test_a_reset_keeps_the_windows_contents_and_forgets_the_rest(disk: Disk) -> None:
+    disk.start()
+    disk.function.window.view(0xA000, 4)[:] = b"keep"
+    disk.registers.set(CommonCfg.device_status, 0)
+    assert disk.function.window.view(0xA000, 4).tobytes() == b"keep"
+    assert disk.registers.get(CommonCfg.queue_enable) == 0
+    assert disk.registers.get(CommonCfg.queue_desc) == 0
+    assert disk.core.accepted == 0
+    disk.registers.notify()
+    disk.work()
+
+
+def test_spurious_notifications_do_no_harm(disk: Disk) -> None:
+    disk.start()
+    for index in (0, 1, 500, 1023):
+        disk.registers.notify(index)
+    disk.work()
+    assert disk.registers.status == 15

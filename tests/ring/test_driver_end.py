@@ -1,0 +1,134 @@
+"""The driver's end: what it writes, and what a lying device cannot make it believe."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from nodma.errors import DeviceFailed, UsageError
+from nodma.ring import RingLayout
+from nodma.spec.virtio import DescFlag, Descriptor
+from nodma.window import Window
+
+SIZE = 64 << 10
+BASE = 0x10_0000_0000
+N = 4
+LAYOUT = RingLayout.packed_at(0x100, N)
+TABLES = 0x1000
+
+
+@pytest.fixture
+def window() -> Iterator[Window]:
+    with Window.create(SIZE) as window:
+        window.bytes[:] = b"\xee" * SIZE
+        yield window
+
+
+def make(module: ModuleType, window: Window, **options: Any) -> Any:
+    return module.DriverRing(window, LAYOUT, **({"base": BASE, "event_idx": True} | options))
+
+
+def descriptor(window: Window, at: int) -> tuple[int, ...]:
+    return Descriptor.codec.unpack_from(window.bytes, at)
+
+
+def give_back(window: Window, idx: int, head: int, length: int) -> None:
+    struct.pack_into("<II", window.bytes, LAYOUT.used + 4 + 8 * ((idx - 1) % N), head, length)
+    struct.pack_into("<H", window.bytes, LAYOUT.used + 2, idx)
+
+
+def test_the_rings_are_cleared_whatever_was_there(driver_end: ModuleType, window: Window) -> None:
+    make(driver_end, window)
+    assert window.view(LAYOUT.desc, LAYOUT.end - LAYOUT.desc).tobytes() == bytes(LAYOUT.end - LAYOUT.desc)
+
+
+def test_a_chain_is_written_as_2_7_13_has_it(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window)
+    assert ring.add([(0x2000, 16)], [(0x3000, 4096), (0x2010, 1)], "a")
+    ring.publish()
+    head = struct.unpack_from("<HHH", window.bytes, LAYOUT.avail)[2]
+    addr, length, flags, following = descriptor(window, LAYOUT.desc + 16 * head)
+    assert (addr, length, flags) == (BASE + 0x2000, 16, DescFlag.NEXT)
+    addr, length, flags, following = descriptor(window, LAYOUT.desc + 16 * following)
+    assert (addr, length, flags) == (BASE + 0x3000, 4096, DescFlag.NEXT | DescFlag.WRITE)
+    assert descriptor(window, LAYOUT.desc + 16 * following) == (BASE + 0x2010, 1, DescFlag.WRITE, 0)
+
+
+def test_an_indirect_table_takes_one_descriptor(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window, tables=TABLES, table_entries=3)
+    for number in range(N):
+        assert ring.add([(0x2000, 16)], [(0x3000, 8), (0x2010, 1)], number)
+    assert not ring.add([(0x2000, 16)], [], "one too many")
+    ring.publish()
+    for slot in range(N):
+        head = struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4 + 2 * slot)[0]
+        table = TABLES + 48 * head
+        assert descriptor(window, LAYOUT.desc + 16 * head) == (BASE + table, 48, DescFlag.INDIRECT, 0)
+        assert descriptor(window, table) == (BASE + 0x2000, 16, DescFlag.NEXT, 1)
+        assert descriptor(window, table + 16) == (BASE + 0x3000, 8, DescFlag.NEXT | DescFlag.WRITE, 2)
+        assert descriptor(window, table + 32) == (BASE + 0x2010, 1, DescFlag.WRITE, 0)
+
+
+@pytest.mark.parametrize("entries", [0, 3])
+def test_a_request_of_no_part_or_too_many_is_refused(driver_end: ModuleType, window: Window, entries: int) -> None:
+    ring = make(driver_end, window, tables=TABLES, table_entries=entries)
+    for parts in ([], [(0, 1)] * (N + 1)):
+        with pytest.raises(UsageError, match=f"a request of {len(parts)} parts"):
+            ring.add(parts, [], "x")
+
+
+def test_descriptors_come_back_with_their_request(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window)
+    for lap in range(1, 50):
+        assert ring.add([(0, 1), (1, 1)], [(2, 100)], lap)
+        assert not ring.add([(0, 1), (1, 1)], [], "no room")
+        ring.publish()
+        head = struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4 + 2 * ((lap - 1) % N))[0]
+        give_back(window, lap, head, 42)
+        assert ring.pending()
+        assert ring.reap(8) == [(lap, 42)]
+        assert (ring.outstanding, ring.room) == (0, N)
+
+
+OWN, OTHER = "own", "other"
+
+
+@pytest.mark.parametrize(
+    ("idx", "head", "length", "why"),
+    [
+        (2, OWN, 0, "gave back 2 requests of 1"),
+        (65535, OWN, 0, "gave back 65535 requests of 1"),
+        (1, OTHER, 0, "gave back head {other}, which it does not have"),
+        (1, N, 0, "gave back head 4, which it does not have"),
+        (1, 2**32 - 1, 0, "gave back head 4294967295, which it does not have"),
+        (1, OWN, 101, "says it wrote 101 bytes into a request that takes 100"),
+    ],
+)
+def test_a_lying_device_is_found_out(
+    driver_end: ModuleType, window: Window, idx: int, head: int | str, length: int, why: str
+) -> None:
+    ring = make(driver_end, window)
+    ring.add([], [(0, 100)], "mine")
+    ring.publish()
+    own = struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4)[0]
+    other = (own + 1) % N
+    give_back(window, idx, {OWN: own, OTHER: other}.get(str(head), head), length)  # type: ignore[arg-type]
+    with pytest.raises(DeviceFailed, match=why.format(other=other)):
+        ring.reap(8)
+
+
+def test_a_head_is_given_back_only_once(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window)
+    for token in "ab":
+        ring.add([], [(0, 8)], token)
+    ring.publish()
+    head = struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4)[0]
+    give_back(window, 1, head, 0)
+    assert ring.reap(8) == [("a", 0)]
+    give_back(window, 2, head, 0)
+    with pytest.raises(DeviceFailed, match="which it does not have"):
+        ring.reap(8)

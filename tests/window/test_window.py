@@ -1,0 +1,69 @@
+"""The window: bounds, seals, and memory that both ends see."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodma.errors import OutOfWindow, UsageError
+from nodma.window import Window
+
+SIZE = 65536
+
+
+def test_both_ends_see_the_same_bytes() -> None:
+    with Window.create(SIZE) as device, Window.adopt(os.dup(device.fd), SIZE) as driver:
+        driver.view(100, 5)[:] = b"hello"
+        assert device.view(100, 5).tobytes() == b"hello"
+        device.words("H", 200, 4)[3] = 0xBEEF
+        assert driver.words("H", 206, 1)[0] == 0xBEEF
+
+
+@given(st.integers(-(2**65), 2**65), st.integers(-(2**65), 2**65))
+def test_a_view_lies_inside_or_is_refused(offset: int, length: int) -> None:
+    with Window.create(SIZE) as window:
+        if offset >= 0 and length >= 0 and offset + length <= SIZE:
+            assert len(window.view(offset, length)) == length
+        else:
+            with pytest.raises(OutOfWindow):
+                window.view(offset, length)
+
+
+@given(st.sampled_from("BHIQ"), st.integers(0, SIZE), st.integers(0, SIZE))
+def test_words_lie_inside_or_are_refused(word: str, offset: int, count: int) -> None:
+    width = {"B": 1, "H": 2, "I": 4, "Q": 8}[word]
+    with Window.create(SIZE) as window:
+        if offset + width * count <= SIZE:
+            assert len(window.words(word, offset, count)) == count  # type: ignore[arg-type]
+        else:
+            with pytest.raises(OutOfWindow):
+                window.words(word, offset, count)  # type: ignore[arg-type]
+
+
+def test_nobody_can_resize_the_memory() -> None:
+    with Window.create(SIZE) as window:
+        assert window.sealed
+        for size in (0, 2 * SIZE):
+            with pytest.raises(PermissionError):
+                os.ftruncate(window.fd, size)
+
+
+def test_memory_that_is_too_short_is_refused_and_its_descriptor_closed() -> None:
+    fd = os.memfd_create("short")
+    os.ftruncate(fd, SIZE)
+    with pytest.raises(UsageError, match="has 65536 bytes, not 131072"):
+        Window.adopt(fd, 2 * SIZE)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_closing_twice_and_with_a_view_held_is_harmless() -> None:
+    window = Window.create(SIZE)
+    view = window.view(0, 8)
+    window.close()
+    window.close()
+    view[:] = b"8 bytes!"  # the mapping lives as long as the last view
+    assert view.tobytes() == b"8 bytes!"
