@@ -28,6 +28,7 @@ def extensions() -> list[Extension]:
         "boundscheck": False,  # every index is checked by hand, in the file itself
         "initializedcheck": False,
         "cdivision": True,
+        "auto_pickle": False,
         "annotation_typing": False,  # the types are in the .pxd,
     }
     return cythonize(modules, compiler_directives=directives)

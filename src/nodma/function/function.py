@@ -281,7 +281,7 @@ class PciFunction:
             self._cfg_window_access(None)
         header = self._config.header
         interrupt = self.core.isr and not self.interrupts.msix_on
-        header.status = header.status & ~PciStatus.INTERRUPT | (PciStatus.INTERRUPT if interrupt else 0)
+        header.status = header.status & ~int(PciStatus.INTERRUPT) | (PciStatus.INTERRUPT if interrupt else 0)
         return self._config.read(offset, count)
 
     def _write_config(self, offset: int, data: bytes) -> None:

@@ -33,7 +33,6 @@ cdef class DeviceRing:
     cdef public unsigned long long base
     cdef readonly long long first
     cdef readonly long long limit
-    cdef object _bad
 
     @cython.locals(seen="unsigned int", ahead="unsigned int", batch=list)
     cpdef list pop(self, unsigned int most)

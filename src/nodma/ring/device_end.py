@@ -132,7 +132,6 @@ class DeviceRing:
         self.first = first
         self.limit = limit
         self._seen = self._used = self._signalled = 0
-        self._bad: BadRing | None = None
 
     def move(self, base: int) -> None:
         """Follow the window to another bus address."""
@@ -143,8 +142,6 @@ class DeviceRing:
 
         Raises BadRing at the first that is wrong, once those before it were given out.
         """
-        if self._bad is not None:
-            raise self._bad
         batch: list[Request] = []
         seen = self._seen
         ahead = (shared.load_acquire(self._avail, 1) - seen) & 0xFFFF
@@ -152,17 +149,15 @@ class DeviceRing:
             raise BadRing(f"the available index is {ahead} ahead, the queue has {self._size} entries")
         try:
             self._take(batch, min(ahead, most))
-        except BadRing as error:
+        except BadRing:
             if not batch:
-                self._bad = error
-                raise
-            self._bad = error
+                raise  # else the next call comes upon it again
         self._seen = (seen + len(batch)) & 0xFFFF
         return batch
 
     def pending(self) -> bool:
         """Tell whether the driver made something available that was not taken."""
-        return self._bad is not None or shared.load_acquire(self._avail, 1) != self._seen
+        return shared.load_acquire(self._avail, 1) != self._seen
 
     def _take(self, batch: list[Request], count: int) -> None:
         """Walk the next ``count`` chains into ``batch``; each number is read once."""

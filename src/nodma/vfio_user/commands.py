@@ -222,7 +222,7 @@ class Commands:
         if start + count > have:
             raise OSError(errno.EINVAL, f"interrupts {start} to {start + count} of index {index}, which has {have}")
         kind = request.flags & (IrqSetFlag.DATA_NONE | IrqSetFlag.DATA_BOOL | IrqSetFlag.DATA_EVENTFD)
-        action = request.flags & ~kind
+        action = request.flags & ~int(kind)  # of a flag, ~ knows no bits but its own
         if kind == IrqSetFlag.DATA_NONE and not count:
             start, chosen = 0, [True] * have  # "disables all interrupts of the index", if it says trigger
             if action == IrqSetFlag.ACTION_TRIGGER:

@@ -16,6 +16,7 @@ from typing import Final
 from nodma.spec.vfio_user import DEFAULT_MAX_DMA_MAPS, DmaFlag, UnmapFlag
 
 _ADDRESSES: Final = 1 << 64
+_MAP_FLAGS: Final = int(DmaFlag.READ | DmaFlag.WRITE)
 
 
 class DmaGuard:
@@ -42,7 +43,7 @@ class DmaGuard:
 
     def map(self, flags: int, address: int, size: int) -> None:
         """Note a region. Raises OSError: EINVAL if it is none, EEXIST if it overlaps, ENOSPC if too many."""
-        if not size or address + size > _ADDRESSES or flags & ~(DmaFlag.READ | DmaFlag.WRITE):
+        if not size or address + size > _ADDRESSES or flags & ~_MAP_FLAGS:
             raise OSError(errno.EINVAL, f"DMA_MAP of {size:#x} bytes at {address:#x} with flags {flags:#x}")
         at = bisect_left(self._starts, address)
         before = self._starts[at - 1] if at else None
@@ -60,7 +61,7 @@ class DmaGuard:
         """Forget a region, or all. Raises OSError: ENOENT if there is none exactly so, EINVAL, ENOTSUP."""
         if flags & UnmapFlag.GET_DIRTY_BITMAP:
             raise OSError(errno.ENOTSUP, "DMA_UNMAP asks for dirty pages: this device dirties none")
-        if flags & ~UnmapFlag.ALL:
+        if flags & ~int(UnmapFlag.ALL):
             raise OSError(errno.EINVAL, f"DMA_UNMAP with flags {flags:#x}")
         if flags & UnmapFlag.ALL:
             if address or size:

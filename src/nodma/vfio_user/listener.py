@@ -23,7 +23,7 @@ class Listener:
 
     socket: socket.socket
     path: str
-    made: tuple[int, int] | None = None
+    made: tuple[int, int, int] | None = None
 
     def remove(self) -> None:
         """Remove the file at ``path`` if it is still the one that we made."""
@@ -96,6 +96,7 @@ def _clear(path: Path) -> None:
     raise UsageError(f"the socket {path} is in use: another process listens there")
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> tuple[int, int, int]:
+    """Tell a file from another that comes to its place, and its inode number, later; a chmod changes nothing."""
     status = os.lstat(path)
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -1,0 +1,301 @@
+"""Clients that break the protocol on purpose: the server answers or closes, and serves the next one."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodma.device import BlockDevice
+from nodma.device.image import Image
+from nodma.function import PciFunction
+from nodma.ring import RingLayout
+from nodma.spec.vfio_user import Cmd, Header, RegionAccess, Version
+from nodma.spec.virtio import Descriptor, Status
+from nodma.spec.virtio_blk import BlkRequest
+from nodma.vfio_user import Server
+from nodma.vfio_user.listener import make_listener
+
+POOL = 64 << 10
+BASE = 0x10_0000_0000
+HELLO = Header.codec.pack(1, Cmd.VERSION, 20, 0, 0) + Version.codec.pack(0, 0)
+
+
+class Stepped:
+    """A server that runs only when it is told to, in the test's own thread."""
+
+    def __init__(self, directory: Path) -> None:
+        self.image = directory / "disk.img"
+        self.image.write_bytes(bytes(range(256)) * 256)
+        self.contents = self.image.read_bytes()
+        self.function = PciFunction(BlockDevice(Image(self.image), pool=POOL), pool=POOL)
+        self.path = directory / "s"
+        self.listener = make_listener(self.path)
+        self.server = Server(self.function, self.listener.socket)
+
+    def connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(self.path))
+        sock.setblocking(False)
+        return sock
+
+    def settle(self, sock: socket.socket | None = None) -> bytes:
+        """Let the server do all that it has to; gives what it sent to ``sock``."""
+        got = b""
+        for _ in range(1000):
+            messages, clients = self.server.messages, self.server.clients
+            busy = self.server.step(0)
+            part = b""
+            if sock is not None:
+                try:
+                    part = sock.recv(1 << 20)
+                except (BlockingIOError, ConnectionResetError):
+                    part = b""
+                got += part
+            if not busy and not part and (messages, clients) == (self.server.messages, self.server.clients):
+                return got
+        raise AssertionError("the server never comes to rest")
+
+    def serves(self) -> bool:
+        """Whether the next client is served as if nothing had been."""
+        with self.connect() as sock:
+            sock.sendall(HELLO + Header.codec.pack(2, Cmd.REGION_READ, 32, 0, 0) + RegionAccess.codec.pack(0, 7, 4))
+            answer = self.settle(sock)
+        self.settle()
+        return answer.endswith(b"\xf4\x1a\x42\x10") and not self.server.connected
+
+    def close(self) -> None:
+        self.server.close()
+        self.listener.remove()
+        self.function.close()
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stepped]:
+    stepped = Stepped(tmp_path_factory.mktemp("hostile"))
+    yield stepped
+    stepped.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(stepped: Stepped, count_descriptors: Callable[[], int]) -> Iterator[None]:
+    assert stepped.serves()
+    before = count_descriptors()
+    yield
+    assert stepped.serves()
+    assert count_descriptors() == before
+    assert stepped.image.read_bytes() == stepped.contents
+
+
+headers = st.builds(
+    Header.codec.pack,
+    st.integers(0, 65535),
+    st.one_of(st.sampled_from(sorted(Cmd)), st.integers(0, 65535)),
+    st.one_of(st.integers(0, 80), st.sampled_from([15, 16, 32, 1 << 20, (1 << 20) + 33, 2**31, 2**32 - 1])),
+    st.one_of(st.just(0), st.integers(0, 63), st.integers(0, 2**32 - 1)),
+    st.just(0),
+)
+honest = st.builds(
+    lambda command, flags, body: Header.codec.pack(7, command, 16 + len(body), flags, 0) + body,
+    st.one_of(st.sampled_from(sorted(Cmd)), st.integers(0, 100)),
+    st.sampled_from([0, 0, 0, 16, 1]),
+    st.one_of(
+        st.binary(max_size=64),
+        st.builds(RegionAccess.codec.pack, st.integers(0, 2**64 - 1), st.integers(0, 9), st.integers(0, 4096)),
+        st.builds(
+            lambda offset, data: RegionAccess.codec.pack(offset, 0, len(data)) + data,
+            st.integers(0, 0x40),
+            st.binary(max_size=8),
+        ),
+        st.builds(lambda *numbers: struct.pack("<5I", *numbers), *[st.integers(0, 40)] * 5),
+        st.builds(lambda *numbers: struct.pack("<IIQQQ", *numbers), *[st.integers(0, 2**16)] * 5),
+    ),
+)
+
+
+@settings(max_examples=150)
+@given(
+    pieces=st.lists(st.one_of(honest, honest, headers, st.binary(max_size=40)), max_size=30),
+    hello=st.booleans(),
+    cuts=st.lists(st.integers(1, 100), min_size=1),
+    fds=st.integers(0, 20),
+)
+def test_messages_of_any_kind_in_any_pieces(
+    stepped: Stepped, pieces: list[bytes], hello: bool, cuts: list[int], fds: int
+) -> None:
+    stream = (HELLO if hello else b"") + b"".join(pieces)
+    with stepped.connect() as sock:
+        at, turn = 0, 0
+        try:
+            while at < len(stream):
+                part = stream[at : at + cuts[turn % len(cuts)]]
+                if fds and turn % 3 == 1:
+                    at += send_with_descriptors(sock, part, fds)
+                else:
+                    at += sock.send(part)
+                turn += 1
+                stepped.settle(sock)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the server had enough
+        stepped.settle(sock)
+    stepped.settle()
+    assert not stepped.server.connected
+
+
+def send_with_descriptors(sock: socket.socket, data: bytes, count: int) -> int:
+    fds = [os.memfd_create("stray") for _ in range(count)]
+    try:
+        return socket.send_fds(sock, [data], fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("length", [*range(1, 48), 100])
+def test_a_client_that_vanishes_in_the_middle_of_a_message(stepped: Stepped, length: int) -> None:
+    stream = HELLO + Header.codec.pack(2, Cmd.REGION_WRITE, 132, 0, 0) + RegionAccess.codec.pack(0, 2, 100)
+    with stepped.connect() as sock:
+        sock.sendall(stream.ljust(200, b"x")[:length])
+        stepped.settle()
+    stepped.settle()
+    assert not stepped.server.connected
+
+
+def test_a_size_smaller_than_the_header_ends_the_connection(stepped: Stepped) -> None:
+    with stepped.connect() as sock:
+        sock.sendall(HELLO + Header.codec.pack(2, Cmd.DEVICE_RESET, 15, 0, 0))
+        stepped.settle()
+        assert not stepped.server.connected
+
+
+def test_a_message_longer_than_any_is_refused_and_skipped(stepped: Stepped) -> None:
+    size = 3 << 20
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        sock.sendall(Header.codec.pack(2, Cmd.REGION_WRITE, size, 0, 0))
+        answer = stepped.settle(sock)
+        assert Header.codec.unpack(answer) == (2, Cmd.REGION_WRITE, 16, 0x21, 22)
+        left = size - 16
+        while left:
+            left -= sock.send(b"z" * min(left, 60_000))
+            stepped.settle()
+        sock.sendall(Header.codec.pack(3, Cmd.DEVICE_RESET, 16, 0, 0))
+        assert Header.codec.unpack(stepped.settle(sock)) == (3, Cmd.DEVICE_RESET, 16, 1, 0)
+        assert len(stepped.server._connection._buffer) < 2 << 20  # type: ignore[union-attr]
+
+
+def test_a_client_that_never_reads_costs_one_reply_and_one_buffer(stepped: Stepped) -> None:
+    """100,000 messages, of which each wants a mebibyte back: what does not fit the socket is never made."""
+    read = Header.codec.pack(9, Cmd.REGION_READ, 32, 0, 0) + RegionAccess.codec.pack(0, 2, POOL)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sent = 0
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle()
+        stream = read * 1000
+        for _ in range(100):
+            at = 0
+            while at < len(stream):
+                try:
+                    at += sock.send(stream[at:])
+                except BlockingIOError:
+                    break  # the server takes no more while its replies are not read
+                stepped.settle()
+            sent += at // len(read)
+        connection = stepped.server._connection
+        assert connection
+        assert connection.blocked
+        assert sent < 100_000
+        assert sum(len(message) for message, _ in connection._out) <= POOL + 32
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10  # KiB
+    stepped.settle()
+
+
+def test_a_client_that_reads_late_gets_every_reply(stepped: Stepped) -> None:
+    count = 20_000
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        stream = b"".join(Header.codec.pack(n & 0xFFFF, Cmd.DEVICE_RESET, 16, 0, 0) for n in range(count))
+        at, got = 0, b""
+        while at < len(stream):
+            with suppress(BlockingIOError):
+                at += sock.send(stream[at:])
+            for _ in range(5):
+                stepped.server.step(0)
+            if stepped.server._connection and stepped.server._connection.blocked:
+                got += stepped.settle(sock)
+        got += stepped.settle(sock)
+    assert [Header.codec.unpack_from(got, 16 * n)[0] for n in range(count)] == [n & 0xFFFF for n in range(count)]
+    stepped.settle()
+
+
+def test_random_bytes_as_messages(stepped: Stepped) -> None:
+    source = random.Random(4)
+    for _ in range(200):
+        with stepped.connect() as sock:
+            with suppress(BrokenPipeError):
+                sock.send((HELLO if source.random() < 0.7 else b"") + source.randbytes(source.randrange(3000)))
+            stepped.settle(sock)
+        stepped.settle()
+
+
+def hostile_rings(source: random.Random, memory: memoryview, layout: RingLayout) -> None:
+    """Fill a window with rings that are nearly good: most numbers are such as a driver may write."""
+    memory[:] = source.randbytes(len(memory))
+    for index in range(len(memory) // 16):
+        good = source.random() < 0.9
+        address = BASE + source.randrange(len(memory)) if good else source.getrandbits(64)
+        length = source.choice([0, 1, 16, 32, 48, 512, 4096]) if good else source.getrandbits(32)
+        flags = source.choice([0, 1, 1, 2, 2, 3, 3, 4]) if good else source.getrandbits(16)
+        following = source.randrange(layout.size) if good else source.getrandbits(16)
+        Descriptor.codec.pack_into(memory, 16 * index, address, length, flags, following)
+    for _ in range(20):  # headers of block requests, also where no table will look for them
+        BlkRequest.codec.pack_into(memory, 16 * source.randrange(1000), source.choice([0, 1, 4, 8, 11, 13]), 0, 3)
+    heads = [source.randrange(layout.size) for _ in range(layout.size)]
+    struct.pack_into(f"<HH{layout.size}H", memory, layout.avail, 0, source.choice([1, 5, 64]), *heads)
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 2**32))
+def test_hostile_rings_never_touch_the_image_outside_a_valid_request(
+    stepped: Stepped, registers: Any, seed: int
+) -> None:
+    """Rings of half-truths on a read-only disk: whatever they ask for, no byte of the image changes."""
+    function = stepped.function
+    driver = registers(function)
+    driver.place()
+    driver.negotiate()
+    layout = RingLayout.packed_at(0, 64)
+    function.device._read_only = True  # type: ignore[attr-defined]
+    try:
+        hostile_rings(random.Random(seed), function.window.bytes, layout)
+        driver.enable(layout)
+        driver.ready()
+        driver.notify()
+        for _ in range(20):
+            function.service()
+        assert stepped.image.read_bytes() == stepped.contents
+        if driver.status & Status.DEVICE_NEEDS_RESET:
+            assert function.core.reason
+    finally:
+        function.device._read_only = False  # type: ignore[attr-defined]
+        function.reset()
+
+
+def test_the_hostile_rings_reach_the_device(stepped: Stepped) -> None:
+    """Else the property above would hold of nothing."""
+    counters = stepped.function.core.counters
+    assert counters.requests > 100
+    assert counters.needs_reset > 50
