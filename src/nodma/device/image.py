@@ -57,8 +57,10 @@ class Image:
                     f"the image {path} has {self.size} bytes, no multiple of {SECTOR}:"
                     f" extend it by truncate -s %{SECTOR} {path}"
                 )
-        except BaseException:
+        except BaseException as error:
             os.close(self.fd)
+            if isinstance(error, OSError):
+                raise UsageError(f"the image {path} has no size that can be told: {error.strerror}") from error
             raise
 
     def read(self, views: list[memoryview], offset: int, length: int) -> bool:

@@ -127,6 +127,7 @@ class BlockDisk:
             segments = min(segments, entries - _BESIDE_DATA)
         self._queues = [_Queue(device, index, entries, vector, parts) for index in range(count)]
         self._turn = 0
+        self._finished: list[Ticket] = []  # done while room was waited for, not yet given out
         self.in_flight = 0
         """Requests that the device has."""
 
@@ -171,7 +172,8 @@ class BlockDisk:
     def pread(self, length: int, offset: int) -> bytes:
         """Read up to ``length`` bytes from ``offset`` on; fewer only at the disk's end."""
         buffer = bytearray(max(0, min(length, self.size - offset)))
-        self.readinto(buffer, offset)
+        if buffer:
+            self.readinto(buffer, offset)
         return bytes(buffer)
 
     def readinto(self, buffer: WriteBuffer, offset: int) -> None:
@@ -242,8 +244,8 @@ class BlockDisk:
                 self.device.bus.post_bar(*queue.doorbell)
 
     def reap(self) -> list[Ticket]:
-        """Collect what is done, without waiting."""
-        finished = []
+        """Collect what is done, without waiting. Each request is given out once, here or by :meth:`wait`."""
+        finished, self._finished = self._finished, []
         for queue in self._queues:
             for ticket, written in queue.ring.reap(_REAP):
                 assert isinstance(ticket, Ticket)
@@ -326,8 +328,10 @@ class BlockDisk:
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Wait for requests. Raises OSError if one failed, once all are done."""
+        others = []
         while not all(ticket.done for ticket in tickets):
-            self.wait()
+            others += self.wait()
+        self._finished += [ticket for ticket in others if ticket not in tickets]
         for ticket in tickets:
             if ticket.status == BlkStatus.UNSUPP:
                 raise OSError(errno.ENOTSUP, "the device does not support this request")
@@ -352,7 +356,8 @@ class BlockDisk:
         """Wait until something is given back: the queue or the pool is full (DMB-D3)."""
         if not self.in_flight:
             raise PoolTooSmall("the pool has no room, and no request is in flight that could make some")
-        self.wait()
+        kept, self._finished = self._finished, []
+        self._finished = kept + self.wait()
 
     def _spin(self) -> None:
         end = time.monotonic() + _CHECK_SECONDS

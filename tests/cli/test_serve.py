@@ -1,0 +1,240 @@
+"""``nodma serve blk`` as a user starts it, ends it, and gets it wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodma.driver import open_disk
+from nodma.evidence import ProcessView
+
+NODMA = [sys.executable, "-m", "nodma"]
+
+
+@contextmanager
+def serving(*arguments: str | Path, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A device process, and its ready line."""
+    command = [*NODMA, "serve", "blk", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        try:
+            assert process.stdout
+            yield process, process.stdout.readline()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def refused(*arguments: str | Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [*NODMA, "serve", "blk", *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_the_ready_line_says_where_and_how_to_attach(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image) as (process, line):
+        argument = f'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}'
+        assert line == f"ready: {image} (1M) on {path}, attach: -device {shlex.quote(argument)}\n"
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))  # it accepts now
+        process.terminate()
+        assert process.communicate(timeout=30) == ("", "")
+        assert process.returncode == 0
+
+
+def test_json_says_the_same_and_counts_at_the_end(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image, "--json", "--pool", "64K", "--serial", "me") as (process, line):
+        ready = json.loads(line)
+        assert (ready["event"], ready["socket"], ready["pool"]) == ("ready", str(path), 65536)
+        option, argument = ready["qemu"]
+        assert option == "-device"
+        assert json.loads(argument) == {"driver": "vfio-user-pci", "socket": {"path": str(path), "type": "unix"}}
+        with open_disk(path) as disk:
+            assert disk.serial == "me"
+            disk.pread(4096, 0)
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+        end = json.loads(out)
+        assert (end["event"], end["clients"], end["requests"]) == ("end", 1, 2)
+        assert end["device"]["bytes_read"] == 4096
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly_with_every_write_done(tmp_path: Path, image: Path, number: signal.Signals) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image, "--queues", "2") as (process, _):
+        disk = open_disk(path, queues=2)
+        for sector in range(64):  # on their way, and nobody waits for them
+            disk.submit_write(512 * sector, bytes([sector]) * 512)
+        disk.kick()
+        disk.device.check()  # a register read: the notifications before it have arrived
+        process.send_signal(number)
+        assert process.communicate(timeout=30)[1] == ""
+        assert process.returncode == 0
+        disk.close()
+    assert not path.exists()
+    assert image.read_bytes()[: 64 * 512] == b"".join(bytes([sector]) * 512 for sector in range(64))
+
+
+def test_an_inherited_listening_socket_is_served(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        fd = listener.fileno()
+        with serving("--fd", str(fd), "--image", image, pass_fds=[fd]) as (process, line):
+            assert f"on {path}, attach:" in line
+            with open_disk(path) as disk:
+                assert disk.pread(4, 512) == (1).to_bytes(4, "little")
+            process.terminate()
+            process.communicate(timeout=30)
+            assert process.returncode == 0
+    assert path.exists()  # whoever made it removes it
+
+
+def test_a_device_process_is_small(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image) as (process, _), open_disk(path) as disk:
+        for _ in range(20):
+            disk.pread(1 << 20, 0)
+        view = ProcessView(process.pid)
+        assert view.resident() - view.resident_shared() < 60 << 20
+        assert [mapped.size for mapped in view.maps() if mapped.writable_shared] == [16 << 20]
+
+
+def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image) as (process, _):
+        before = None
+        for number in range(5):
+            with open_disk(path) as disk:
+                disk.pwrite(bytes([number]) * 512, 0)
+                assert disk.pread(512, 0) == bytes([number]) * 512
+            with open_disk(path):  # so that the last one's end was seen
+                held = len(ProcessView(process.pid).descriptors())
+            before = before or held
+            assert held == before
+    assert image.read_bytes()[:512] == b"\4" * 512
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (["--image", "{missing}"], 1, "nodma: error: the image {missing} does not exist: create one"),
+        (["--image", "{directory}"], 1, "cannot be opened: Is a directory"),
+        (["--image", "{odd}"], 1, "has 1000 bytes, no multiple of 512"),
+        (["--image", "{image}", "--pool", "3M"], 1, "a pool of 3145728 bytes: it must be a power of two"),
+        (["--image", "{image}", "--pool", "32K"], 1, "from 64K to 4G"),
+        (["--image", "{image}", "--pool", "8G"], 1, "from 64K to 4G"),
+        (["--image", "{image}", "--pool", "lots"], 2, "'lots' is no size: write bytes, or a number with K, M or G"),
+        (["--image", "{image}", "--queues", "0"], 1, "0 queues: a block device here has 1 to 256"),
+        (["--image", "{image}", "--serial", "x" * 21], 1, "is not up to 20 ASCII characters"),
+        (["--image", "{image}", "--profile", "other"], 2, "'other' is not"),
+        (["--image", "{image}", "--policy", "other"], 2, "'other' is not one of 'required', 'hopeful'"),
+        (["--image", "{image}", "--fd", "5"], 2, "give either --socket-path PATH or --fd N"),
+        ([], 2, "Missing option '--image'"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_served_is_said_and_leaves_nothing(
+    tmp_path: Path, image: Path, arguments: list[str], code: int, why: str
+) -> None:
+    odd = tmp_path / "odd"
+    odd.write_bytes(bytes(1000))
+    names = {"missing": tmp_path / "missing", "directory": tmp_path, "odd": odd, "image": image}
+    path = tmp_path / "s"
+    got, said = refused("-s", path, *(argument.format(**names) for argument in arguments))
+    assert got == code
+    assert why.format(**names) in said
+    assert "Traceback" not in said
+    assert not path.exists()
+
+
+WITHOUT_RIGHTS = """
+import ctypes, os, sys
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)  # so that root is held to permissions too
+os.execv(sys.executable, [sys.executable, "-m", "nodma", "serve", "blk", *sys.argv[1:]])
+"""
+
+
+def test_an_unwritable_image_is_refused(tmp_path: Path, image: Path) -> None:
+    image.chmod(0o400)
+    command = [sys.executable, "-c", WITHOUT_RIGHTS, "-s", tmp_path / "s", "--image", image]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert f"the image {image} cannot be written (with --read-only it need not be): permission denied" in done.stderr
+
+
+def test_an_image_that_not_even_root_may_write_is_refused_unless_read_only(tmp_path: Path) -> None:
+    """A program that runs: the kernel lets nobody open it for writing."""
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    os.truncate(program, -(-program.stat().st_size // 512) * 512)
+    with subprocess.Popen([program, "60"]) as running:
+        try:
+            code, said = refused("-s", tmp_path / "s", "--image", program)
+            assert (code, f"the image {program} cannot be opened: Text file busy" in said) == (1, True)
+            with serving("-s", tmp_path / "s", "--image", program, "--read-only") as (_, line):
+                assert "read-only" in line
+        finally:
+            running.kill()
+
+
+def test_a_file_without_a_size_is_refused(tmp_path: Path) -> None:
+    code, said = refused("-s", tmp_path / "s", "--image", "/proc/version", "--read-only")
+    assert code == 1
+    assert "nodma: error: the image /proc/version" in said
+
+
+def test_a_socket_in_use_is_refused_and_goes_on_being_served(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image):
+        code, said = refused("-s", path, "--image", image)
+        assert (code, f"nodma: error: the socket {path} is in use" in said) == (1, True)
+        with open_disk(path) as disk:
+            assert disk.size == 1 << 20
+
+
+def test_a_killed_servers_socket_is_taken_over(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image) as (process, _):
+        process.kill()
+        process.communicate()
+        assert path.exists()
+    with serving("-s", path, "--image", image) as (_, line):
+        assert line.startswith("ready: ")
+
+
+def test_verbose_says_what_happens(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image, "-v") as (process, _):
+        with open_disk(path):
+            pass
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert "nodma: INFO: client 1 connected" in said
+    assert "the driver is ready, features 0x" in said
+
+
+def test_help_and_version() -> None:
+    for arguments, words in ((["--help"], "inspect"), (["serve", "blk", "--help"], "--policy"), (["--version"], "0.1")):
+        done = subprocess.run([*NODMA, *arguments], capture_output=True, text=True, check=True, timeout=30)
+        assert words in done.stdout
