@@ -31,6 +31,7 @@ lint: setup
 
 unit: setup
 	$(BIN)/pytest
+	NODMA_PURE=1 $(BIN)/pytest -q tests/device tests/function tests/vfio_user tests/driver
 
 e2e: setup
 	$(BIN)/nodma demo --files 300 --requests 20000

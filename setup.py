@@ -14,15 +14,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [
-        Extension(
-            name,
-            [f"src/{name.replace('.', '/')}.py"],
-            extra_compile_args=["-O2"],
-            optional=True,
-        )
-        for name in COMPILED
-    ]
+    modules = [Extension(name, [f"src/{name.replace('.', '/')}.py"], extra_compile_args=["-O2"]) for name in COMPILED]
     directives = {
         "language_level": "3",
         "boundscheck": False,  # every index is checked by hand, in the file itself
@@ -31,7 +23,10 @@ def extensions() -> list[Extension]:
         "auto_pickle": False,
         "annotation_typing": False,  # the types are in the .pxd,
     }
-    return cythonize(modules, compiler_directives=directives)
+    built: list[Extension] = cythonize(modules, compiler_directives=directives)
+    for module in built:
+        module.optional = True  # cythonize forgets it
+    return built
 
 
 setup(ext_modules=extensions())
