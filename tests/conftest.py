@@ -22,7 +22,7 @@ from nodma.ring import is_compiled, load_interpreted
 from nodma.spec.pci import Command, Type0Header
 from nodma.spec.profiles import Policy
 from nodma.spec.vfio_user import Region
-from nodma.spec.virtio import Feature, Status
+from nodma.spec.virtio import Status
 from nodma.spec.virtio_pci import CommonCfg
 from nodma.vfio_user import Server
 from nodma.vfio_user.listener import make_listener
@@ -195,9 +195,3 @@ def count_descriptors() -> Callable[[], int]:
     """
     gc.collect()
     return lambda: sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-@pytest.fixture
-def all_swiotlb() -> int:
-    """The features that a driver needs at least."""
-    return Feature.VERSION_1.mask | Feature.SWIOTLB.mask

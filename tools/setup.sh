@@ -1,8 +1,8 @@
 #!/bin/sh
 # Set nodma up for development in a virtual environment: tools/setup.sh PYTHON VENV
 #
-# Needs Python 3.11 or newer. Uses a C compiler if there is one: without, the ring runs interpreted. As root on
-# Debian or Ubuntu it installs what is missing of e2fsprogs (for the demo) and pciutils (for two tests).
+# Needs Python 3.11 or newer. As root on Debian or Ubuntu it installs what is missing: e2fsprogs for the demo, pciutils
+# for two tests, a C compiler for the ring. Elsewhere it says so; without a compiler the ring runs interpreted.
 set -eu
 
 python=$1
@@ -29,7 +29,10 @@ fi
 packages=""
 command -v mke2fs >/dev/null || packages="$packages e2fsprogs"
 command -v lspci >/dev/null || packages="$packages pciutils"
+command -v "${CC:-cc}" >/dev/null || packages="$packages gcc libc6-dev"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || packages="$packages python3-venv"
+"$python" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    packages="$packages python3-dev"
 if [ -n "$packages" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing$packages (apt-get)"
@@ -43,7 +46,8 @@ if [ -n "$packages" ]; then
         fi
         rm -f "$log"
     else
-        say "missing:$packages. The demo needs e2fsprogs; tests that need pciutils are skipped."
+        say "missing:$packages. The demo needs e2fsprogs; without pciutils two tests are skipped, without a compiler and"
+        say "Python's headers the ring runs interpreted."
     fi
 fi
 
