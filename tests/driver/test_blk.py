@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodma.driver import open_disk
-from nodma.errors import DeviceFailed, Disconnected, UsageError
+from nodma.errors import DeviceFailed, Disconnected, ProbeError, UsageError
 from nodma.spec.profiles import Policy
 from nodma.spec.virtio import Feature
 
@@ -185,6 +185,23 @@ def test_a_server_that_goes_is_noticed(make_served: Callable[..., Any]) -> None:
     with pytest.raises(Disconnected):
         disk.pread(512, 0)
     disk.close()
+
+
+@pytest.mark.parametrize("limits", [{"seg_max": 0}, {"size_max": 511}, {"num_queues": 0}])
+def test_limits_that_no_disk_works_with_are_refused(make_served: Callable[..., Any], limits: dict[str, int]) -> None:
+    served = make_served(queues=2)
+    for name, value in limits.items():
+        setattr(served.function.device.config, name, value)
+    with served.running(), pytest.raises(ProbeError, match="no disk works so"):
+        open_disk(served.path)
+
+
+def test_limits_without_measure_are_cut_to_what_fits(make_served: Callable[..., Any], image: Path) -> None:
+    served = make_served(queues=2)
+    config = served.function.device.config
+    config.seg_max, config.size_max, config.num_queues = 2**32 - 1, 2**32 - 1, 65535
+    with served.running(), open_disk(served.path, queues=2) as disk:
+        assert disk.pread(DISK, 0) == image.read_bytes()
 
 
 def test_nobody_listening_is_a_clear_error(tmp_path: Path) -> None:

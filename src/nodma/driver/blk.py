@@ -28,7 +28,7 @@ from nodma.spec.virtio_blk import (
     BlkType,
 )
 from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, NO_VECTOR
-from nodma.window import BouncePool, Direction, Mapping, PoolStats
+from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolStats
 
 _WANTED: Final = sum(
     feature.mask
@@ -47,9 +47,14 @@ _WANTED: Final = sum(
 _CELL: Final = 32
 """Bytes that a request has beside its data: the header, and behind it the status."""
 _STATUS_AT: Final = BlkRequest.size
+_POOL_SHARE: Final = 4
+"""A request takes at most this fraction of the pool, whatever the device would take."""
 _RING_SHARE: Final = 4
 """Rings, cells and indirect tables take at most this fraction of the region."""
 _MAX_QUEUE: Final = 256
+_MAX_SEGMENTS: Final = 1022
+"""With header and status, what a device takes in one chain."""
+_ANY_SIZE: Final = 0xFFFFFFFF
 _BESIDE_DATA: Final = 2
 """Parts of a request beside its data: header and status."""
 _CONFIG_VECTOR: Final = 0
@@ -118,8 +123,8 @@ class BlockDisk:
         device.set_config_vector(NO_VECTOR if polling else _CONFIG_VECTOR)
         vector = NO_VECTOR if polling else _QUEUE_VECTOR
 
-        segments = config.seg_max if features & BlkFeature.SEG_MAX.mask else 1
-        count = min(max(1, queues), config.num_queues if features & BlkFeature.MQ.mask else 1)
+        segments, size_max, available = self._limits()
+        count = min(max(1, queues), available)
         indirect = bool(features & Feature.INDIRECT_DESC.mask)
         parts = segments + _BESIDE_DATA if indirect else 0
         entries = self._entries(depth, count, parts)
@@ -133,17 +138,30 @@ class BlockDisk:
 
         self._memory = device.window.bytes
         self.pool = BouncePool(device.window, *device.free, reclaim=self._make_progress)
-        segment = self.pool.max_mapping
-        if features & BlkFeature.SIZE_MAX.mask:
-            segment = min(segment, config.size_max)
-        self.segment = segment // SECTOR * SECTOR
+        most = self.pool.stats.slots * SLOT // _POOL_SHARE
+        self.segment = min(self.pool.max_mapping, size_max, most) // SECTOR * SECTOR
         """Bytes that one part of a request has at most."""
-        self.max_request = self.segment * segments
-        """Bytes that one request moves at most."""
+        self.max_request = min(self.segment * segments, most // SECTOR * SECTOR)
+        """Bytes that one request moves at most: never more than a quarter of the pool."""
         self._poll = select.poll()
         for fd in self._eventfds:
             self._poll.register(fd, select.POLLIN)
         device.start()
+
+    def _limits(self) -> tuple[int, int, int]:
+        """Give seg_max, size_max (bytes) and the number of queues; those that were not negotiated have defaults.
+
+        Raises ProbeError for limits within which no sector can be moved.
+        """
+        config, features = self.config, self.features
+        segments = config.seg_max if features & BlkFeature.SEG_MAX.mask else 1
+        size_max = config.size_max if features & BlkFeature.SIZE_MAX.mask else _ANY_SIZE
+        queues = config.num_queues if features & BlkFeature.MQ.mask else 1
+        if segments < 1 or size_max < SECTOR or queues < 1:
+            raise ProbeError(
+                f"the device says seg_max {segments}, size_max {size_max}, {queues} queues: no disk works so"
+            )
+        return min(segments, _MAX_SEGMENTS), size_max, queues
 
     def _entries(self, depth: int, queues: int, parts: int) -> int:
         """Choose the queues' size: what ``depth`` needs, if that leaves most of the region to the pool."""

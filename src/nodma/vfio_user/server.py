@@ -54,7 +54,8 @@ class Server:
     def stop(self) -> None:
         """Have :meth:`run` return soon. May be called from a signal handler or another thread."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         """Serve until :meth:`stop`; then finish the requests that are there, and let the client go."""

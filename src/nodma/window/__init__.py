@@ -3,7 +3,7 @@
 This package alone maps memory. Whoever wants bytes of the window asks it, with an offset and a length.
 """
 
-from nodma.window.pool import BouncePool, Direction, Mapping, PoolStats
+from nodma.window.pool import SLOT, BouncePool, Direction, Mapping, PoolStats
 from nodma.window.window import Window
 
-__all__ = ["BouncePool", "Direction", "Mapping", "PoolStats", "Window"]
+__all__ = ["SLOT", "BouncePool", "Direction", "Mapping", "PoolStats", "Window"]
