@@ -211,12 +211,20 @@ class PciFunction:
         return self.core.service()
 
     def reset(self) -> None:
-        """Reset the whole function, configuration space included, as FLR and VFIO's reset do."""
-        self._config.reset()
+        """Reset the function as FLR and VFIO's reset do: all but its configuration space.
+
+        VFIO saves and restores that around a reset. A VMM relies on it: QEMU answers its guest's reads of
+        the BARs from its own copy, and a guest that finds them unchanged after FLR does not write them again.
+        """
         self._common.reset()
         self.core.reset()
-        self.core.move(None)
         self.interrupts.reset()
+        self._follow_config()
+
+    def _power_cycle(self) -> None:
+        """Reset everything, as if the function had just been made."""
+        self._config.reset()
+        self.reset()
 
     def detach(self) -> None:
         """The client is gone: reset, and take a new window.
@@ -224,7 +232,7 @@ class PciFunction:
         The old one's memory may hold the client's data and may still be mapped by it; neither may reach
         whoever comes next.
         """
-        self.reset()
+        self._power_cycle()
         self.interrupts.close()
         try:
             self.device.drain()
@@ -235,7 +243,7 @@ class PciFunction:
 
     def close(self) -> None:
         """Give up everything; what was acknowledged is durable."""
-        self.reset()
+        self._power_cycle()
         self.interrupts.close()
         self.device.close()
         self.core.window.close()
@@ -289,8 +297,8 @@ class PciFunction:
         control = ExpressCapability(self._config.data, self._express_at)
         if control.device_control & ExpressDeviceControl.INITIATE_FLR:
             log.info("function level reset")
+            control.device_control &= ~int(ExpressDeviceControl.INITIATE_FLR)  # it always reads as 0
             self.reset()
-            return
         self._follow_config()
         if self._touches_cfg_data(offset, len(data)):
             at = self._cfg_window_at + VirtioPciCfgCap.pci_cfg_data.offset

@@ -13,6 +13,7 @@ from nodma.spec.pci import (
     BAR_MEM_MASK,
     BAR_TYPE_MASK,
     BRIDGE_BAR_COUNT,
+    CAPABILITY_POINTER_MASK,
     CONFIG_SIZE,
     EXTENDED_CONFIG_SIZE,
     FIRST_CAPABILITY,
@@ -225,7 +226,7 @@ def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[int]
     if not has_list or header.vendor_id == NO_DEVICE:
         return
     seen: set[int] = set()
-    at = header.capabilities & ~3
+    at = header.capabilities & CAPABILITY_POINTER_MASK
     while at:
         if at < FIRST_CAPABILITY:
             broken.append(f"the capability list points into the header, to {at:#04x}")
@@ -239,7 +240,7 @@ def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[int]
             broken.append(f"the capability list points to {at:#04x}, where nothing answers")
             return
         yield at
-        at = head.cap_next & ~3
+        at = head.cap_next & CAPABILITY_POINTER_MASK
 
 
 def _capability(whole: bytes, header: Type0Header, at: int, broken: list[str]) -> CapabilityView:

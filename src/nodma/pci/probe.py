@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from nodma.pci.config import ConfigSpace
-from nodma.spec.pci import EXTENDED_CONFIG_SIZE, FIRST_CAPABILITY, CapId, PciStatus
+from nodma.spec.pci import CAPABILITY_POINTER_MASK, EXTENDED_CONFIG_SIZE, FIRST_CAPABILITY, CapId, PciStatus
 from nodma.spec.virtio_pci import CfgType, VirtioPciCap, VirtioPciCfgCap
 
 Read = Callable[[int, int], bytes]
@@ -49,7 +49,7 @@ def _holes(read: Read, header: bytes) -> set[int]:
 def _heads(read: Read, first: int, avoid: set[int]) -> Iterator[tuple[int, VirtioPciCap]]:
     """Follow the capability list, as far as it can be followed."""
     seen: set[int] = set()
-    at = first & ~3
+    at = first & CAPABILITY_POINTER_MASK
     while at >= FIRST_CAPABILITY and at not in seen and at not in avoid:
         seen.add(at)
         head = read(at, _HEAD_BYTES)
@@ -57,4 +57,4 @@ def _heads(read: Read, first: int, avoid: set[int]) -> Iterator[tuple[int, Virti
             return
         capability = VirtioPciCap(head.ljust(VirtioPciCap.size, b"\0"))
         yield at, capability
-        at = capability.cap_next & ~3
+        at = capability.cap_next & CAPABILITY_POINTER_MASK

@@ -135,6 +135,10 @@ FIRST_CAPABILITY: Final = 0x40
 """Capabilities lie behind the header, 4-byte aligned."""
 
 
+CAPABILITY_POINTER_MASK: Final = ~0x3
+"""The low bits of a pointer to a capability are reserved, and masked off."""
+
+
 class CapId(IntEnum):
     """Capability ids."""
 
