@@ -124,7 +124,7 @@ def test_zeroes_are_written_where_the_file_system_cannot_make_them(
         (BlkType.WRITE_ZEROES, [(2047, 2, 0)], IOERR),
         (BlkType.WRITE_ZEROES, [(2**64 - 1, 1, 0)], IOERR),
         (BlkType.WRITE_ZEROES, [(0, 2**32 - 1, 0)], IOERR),
-        (BlkType.WRITE_ZEROES, [(0, 1, 0)] * 33, IOERR),
+        (BlkType.WRITE_ZEROES, [(0, 1, 0)] * 9, IOERR),
         (BlkType.WRITE_ZEROES, [(0, 8, 0), (4096, 1, 0)], IOERR),  # and the good one is not done either
     ],
 )
@@ -181,6 +181,16 @@ def test_a_request_with_nowhere_for_a_status_comes_back_empty(disk: Made) -> Non
     request = Request(0, [memoryview(bytearray(16))], [])
     device.requests(request)
     assert (request.written, device.statistics()["errors"]) == (0, 1)
+
+
+def test_a_request_longer_than_the_limits_is_an_error(disk: Made, image: Path) -> None:
+    before = image.read_bytes()
+    device = disk(pool=64 << 10)
+    most = device.config.size_max * device.config.seg_max
+    assert ask(device, BlkType.IN, 0, back=most)[0] == OK
+    assert ask(device, BlkType.IN, 0, back=most + 512)[0] == IOERR
+    assert ask(device, BlkType.OUT, 0, b"x" * (most + 512))[0] == IOERR
+    assert image.read_bytes() == before
 
 
 def test_a_read_only_disk_says_so_and_refuses_writes(disk: Made, image: Path) -> None:

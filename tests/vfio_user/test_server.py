@@ -244,6 +244,23 @@ def test_bad_interrupt_wirings_are_refused(
     assert count_descriptors() == before
 
 
+def test_only_eventfds_that_do_not_block_are_signalled(client: Any, count_descriptors: Callable[[], int]) -> None:
+    """Else a client could hand over a pipe, or an eventfd that is full, and stop the device for good."""
+    before = count_descriptors()
+    read_end, write_end = os.pipe()
+    assert set_irqs(client, EVENTFD | TRIGGER, 2, 0, 1, fds=[write_end]) == EINVAL
+    os.close(read_end)
+    os.close(write_end)
+    full = os.eventfd(0)
+    os.eventfd_write(full, 2**64 - 2)
+    assert set_irqs(client, EVENTFD | TRIGGER, 2, 0, 1, fds=[full]) == 0
+    assert set_irqs(client, NONE | TRIGGER, 2, 0, 1) == 0  # and the server goes on
+    assert client.call(Cmd.DEVICE_RESET)[0] == 0
+    assert set_irqs(client, NONE | TRIGGER, 2, 0, 0) == 0
+    os.close(full)
+    assert count_descriptors() == before
+
+
 # Regions
 
 

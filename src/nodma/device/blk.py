@@ -32,8 +32,8 @@ _POOL_SHARE: Final = 4
 _MIN_SEGMENT: Final = 4096
 _MAX_SEGMENT: Final = 256 << 10  # what Linux's SWIOTLB maps at once
 _MAX_SEGMENTS: Final = 126  # with header and status, a table of 128
-_MAX_RANGES: Final = 32
-_MAX_RANGE_SECTORS: Final = (1 << 30) // SECTOR
+_MAX_RANGES: Final = 8
+_MAX_RANGE_SECTORS: Final = (256 << 20) // SECTOR  # what a slow file system zeroes while a VMM waits
 
 _HEADER = BlkRequest.codec
 _HEADER_BYTES = BlkRequest.size
@@ -101,6 +101,7 @@ class BlockDevice(Device):
         self.features = sum(feature.mask for feature in offered)
         self._read_only = image.read_only
         self._size = image.size
+        self._most = size_max * seg_max  # a longer request would keep the VMM waiting, and no driver makes one
         self._write_through = False
         self._reads = self._bytes_read = self._writes = self._bytes_written = 0
         self._flushes = self._discards = self._write_zeroes = self._errors = 0
@@ -164,7 +165,9 @@ class BlockDevice(Device):
     def _read(self, offset: int, request: Request) -> int:
         data = request.writable
         length = len(data[0]) if len(data) == 1 else sum(map(len, data))
-        if not 0 < length <= self._size - offset or length % SECTOR or not self.image.read(data, offset, length):
+        if not 0 < length <= self._size - offset or length % SECTOR or length > self._most:
+            return _IOERR
+        if not self.image.read(data, offset, length):
             return _IOERR
         request.written = length
         self._reads += 1
@@ -173,7 +176,7 @@ class BlockDevice(Device):
 
     def _write(self, offset: int, data: list[memoryview]) -> int:
         length = sum(map(len, data))
-        if self._read_only or not 0 < length <= self._size - offset or length % SECTOR:
+        if self._read_only or not 0 < length <= self._size - offset or length % SECTOR or length > self._most:
             return _IOERR
         if not self.image.write(data, offset, length):
             return _IOERR

@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from nodma.errors import UsageError
@@ -57,6 +59,7 @@ _REPLY_ERROR: Final = int(TYPE_REPLY | MsgFlag.ERROR)
 _NO_REPLY: Final = int(MsgFlag.NO_REPLY)
 _READ, _WRITE = int(Cmd.REGION_READ), int(Cmd.REGION_WRITE)
 _MAX_MULTI: Final = 4096
+_EVENTFD: Final = "anon_inode:[eventfd]"
 _UNSUPPORTED: Final = frozenset(
     {
         Cmd.DEVICE_GET_REGION_IO_FDS,
@@ -238,6 +241,8 @@ class Commands:
         elif kind == IrqSetFlag.DATA_EVENTFD and action == IrqSetFlag.ACTION_TRIGGER:
             if fds and len(fds) != count:
                 raise OSError(errno.EINVAL, f"{len(fds)} eventfds for {count} interrupts")
+            for fd in fds:
+                _check_eventfd(fd)
             taken, fds[:] = fds[:], []
             self._wire(index, start, taken or [-1] * count)
             return _NOTHING
@@ -325,6 +330,17 @@ def _parse_sized(layout: type[Any], payload: memoryview) -> Any:
     if request.argsz < layout.size:
         raise OSError(errno.EINVAL, f"{layout.__name__} with argsz {request.argsz}")
     return request
+
+
+def _check_eventfd(fd: int) -> None:
+    """See to it that a signal is never waited for: the descriptor is an eventfd, and does not block.
+
+    Raises OSError EINVAL if it is anything else: a pipe that nobody reads would stop the device.
+    """
+    target = str(Path(f"/proc/self/fd/{fd}").readlink())
+    if target != _EVENTFD:
+        raise OSError(errno.EINVAL, f"an interrupt is to be signalled by {target}, which is no eventfd")
+    os.set_blocking(fd, False)
 
 
 def _capabilities(raw: bytes) -> dict[str, Any]:
