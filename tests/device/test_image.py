@@ -16,11 +16,14 @@ def test_images_that_cannot_be_served_are_refused(tmp_path: Path, count_descript
     before = count_descriptors()
     odd = tmp_path / "odd"
     odd.write_bytes(bytes(1000))
+    empty = tmp_path / "empty"
+    empty.touch()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path, why in (
         (tmp_path / "missing", "does not exist: create one"),
         (tmp_path, "cannot be opened: Is a directory"),
+        (empty, "is empty: give it a size"),
         (odd, "has 1000 bytes, no multiple of 512: extend it"),
         (fifo, "neither a file nor a block device"),
     ):

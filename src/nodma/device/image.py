@@ -52,6 +52,8 @@ class Image:
                 raise UsageError(f"the image {path} is neither a file nor a block device")
             self.size: Final = os.lseek(self.fd, 0, os.SEEK_END)
             self.physical_block: Final = max(SECTOR, mode.st_blksize)
+            if not self.size:
+                raise UsageError(f"the image {path} is empty: give it a size, for example by truncate -s 1G {path}")
             if self.size % SECTOR:
                 raise UsageError(
                     f"the image {path} has {self.size} bytes, no multiple of {SECTOR}:"
