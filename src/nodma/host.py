@@ -23,6 +23,7 @@ import click
 from nodma.device.base import Device
 from nodma.errors import NodmaError
 from nodma.function import PciFunction
+from nodma.ratelimit import RateLimit
 from nodma.ring import COMPILED
 from nodma.sizes import parse_size
 from nodma.spec.profiles import PROFILES, SWIOTLB, Policy
@@ -111,7 +112,9 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
     if (options.socket_path is None) == (options.fd is None):
         raise click.UsageError("give either --socket-path PATH or --fd N: where to listen.")
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
-    logging.basicConfig(level=level, stream=sys.stderr, format="nodma: %(levelname)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RateLimit())
+    logging.basicConfig(level=level, handlers=[handler], format="nodma: %(levelname)s: %(message)s")
     device = make_device(options)
     try:
         function = PciFunction(
