@@ -27,6 +27,7 @@ SIZES = (4 << 10, 64 << 10, 1 << 20)
 BUILDS = ("interpreted", "compiled")
 KINDS = {"ring": ring.measure, "path": path.measure}
 IMAGE_BYTES = 64 << 20
+TABLE_WIDTH = 142
 
 Key = tuple[str, int, int]
 
@@ -65,6 +66,8 @@ def main() -> None:
     builds = [asked.build] if asked.build else list(BUILDS)
     runs: dict[tuple[Key, str], list[dict[str, float]]] = defaultdict(list)
     console = Console()
+    if console.width < TABLE_WIDTH:
+        console = Console(width=TABLE_WIDTH)  # a number that is cut short is no number
     with tempfile.TemporaryDirectory(prefix="nodma-bench-", dir=asked.image_dir) as directory:
         image = Path(directory) / "disk.img"
         image.write_bytes(os.urandom(IMAGE_BYTES))
