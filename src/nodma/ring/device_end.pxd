@@ -43,9 +43,10 @@ cdef class DeviceRing:
         place="unsigned int", head="unsigned int", index="unsigned int", table="unsigned long long",
         entries="unsigned int", total="unsigned long long", inside=bint, readable=list, writable=list,
         address="unsigned long long", length="long long", flags="unsigned int", offset="long long",
+        indirect=bint,
     )
     cdef _take(self, list batch, unsigned int count)
-    cdef _check_indirect(self, unsigned int head, bint inside, unsigned int flags, long long length)
+    cdef _bad_table(self, unsigned int head, bint inside, unsigned int flags, long long length)
     cdef _outside(self, unsigned int head, unsigned long long address, long long length, unsigned int flags)
 
     @cython.locals(ring="unsigned int[::1]", used="unsigned short", mask="unsigned int", at="unsigned int", request=Request)

@@ -169,6 +169,7 @@ class DeviceRing:
         base = self.base
         first = self.first
         limit = self.limit
+        indirect = self._indirect
         for place in range(self._seen, self._seen + count):
             head = index = avail[2 + (place & mask)]
             table = self._table
@@ -185,7 +186,8 @@ class DeviceRing:
                 if not first <= offset <= limit - length:
                     raise self._outside(head, address, length, flags)
                 if flags & _INDIRECT:
-                    self._check_indirect(head, inside, flags, length)
+                    if inside or not indirect or flags & _NEXT or not length or length % _DESC_BYTES:
+                        raise self._bad_table(head, inside, flags, length)
                     inside = True
                     table = offset
                     entries = length // _DESC_BYTES
@@ -215,18 +217,17 @@ class DeviceRing:
             length,
         )
 
-    def _check_indirect(self, head: int, inside: bool, flags: int, length: int) -> None:
-        """Hold an indirect descriptor against 2.7.5.3."""
+    def _bad_table(self, head: int, inside: bool, flags: int, length: int) -> BadRing:
+        """Say what of 2.7.5.3 an indirect descriptor breaks."""
         if not self._indirect:
-            raise BadRing(f"the chain of head {head} is indirect, which was not negotiated")
+            return BadRing(f"the chain of head {head} is indirect, which was not negotiated")
         if inside:
-            raise BadRing(f"the chain of head {head} has an indirect table inside an indirect table")
+            return BadRing(f"the chain of head {head} has an indirect table inside an indirect table")
         if flags & _NEXT:
-            raise BadRing(f"the chain of head {head} has a descriptor that is both indirect and continued")
-        if length == 0 or length % _DESC_BYTES:
-            raise BadRing(
-                f"the chain of head {head} has an indirect table of {length} bytes, no multiple of {_DESC_BYTES}"
-            )
+            return BadRing(f"the chain of head {head} has a descriptor that is both indirect and continued")
+        return BadRing(
+            f"the chain of head {head} has an indirect table of {length} bytes, no multiple of {_DESC_BYTES}"
+        )
 
     def push(self, done: list[Request]) -> None:
         """Give requests back, with what was written to each. :meth:`publish` tells the driver."""
