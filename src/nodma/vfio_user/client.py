@@ -37,11 +37,11 @@ from nodma.spec.vfio_user import (
     RegionInfo,
     Version,
 )
+from nodma.vfio_user.connection import MAX_FDS
 
 TIMEOUT_SECONDS: Final = 10.0
 """How long a server may take to answer."""
-_MAX_FDS: Final = 16
-_ANCILLARY: Final = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _HEADER: Final = Header.codec
 _HEADER_BYTES: Final = Header.size
 _ACCESS: Final = RegionAccess.codec
@@ -104,7 +104,7 @@ class Client:
 
     def _negotiate(self) -> None:
         proposal = {
-            "max_msg_fds": _MAX_FDS,
+            "max_msg_fds": MAX_FDS,
             "max_data_xfer_size": DEFAULT_MAX_TRANSFER,
             "pgsizes": DEFAULT_PAGE_SIZES,
         }
