@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Negotiation. A virtio driver knows nothing of the feature, and the transport drops what it does not
+ * know, so the device's configuration operations are wrapped: they accept the feature on its behalf.
+ */
+#include <linux/virtio_ids.h>
+#include <uapi/linux/virtio_config.h>
+
+#include "nodma.h"
+
+/*
+ * Accept the feature (SW-D1). The ring core asks for ACCESS_PLATFORM before it uses the DMA API, so that is set
+ * on the driver's side at least; where the device does not offer it, it is not told of it.
+ */
+static int nodma_finalize_features(struct virtio_device *vdev)
+{
+	struct nodma_device *nodma = nodma_of_virtio(vdev);
+	u64 offered = nodma->old_config->get_features(vdev);
+	int error;
+
+	if (offered & BIT_ULL(NODMA_F_SWIOTLB))
+		__virtio_set_bit(vdev, NODMA_F_SWIOTLB);
+	else
+		dev_info(&vdev->dev, "nodma: the device has a region, and does not offer the feature\n");
+	error = nodma->old_config->finalize_features(vdev);
+	if (!error)
+		__virtio_set_bit(vdev, VIRTIO_F_ACCESS_PLATFORM);
+	return error;
+}
+
+static void nodma_set_status(struct virtio_device *vdev, u8 status)
+{
+	struct nodma_device *nodma = nodma_of_virtio(vdev);
+
+	nodma->old_config->set_status(vdev, status);
+	if (status & VIRTIO_CONFIG_S_DRIVER_OK)
+		nodma_watch_start(nodma);
+}
+
+static void nodma_del_vqs(struct virtio_device *vdev)
+{
+	struct nodma_device *nodma = nodma_of_virtio(vdev);
+
+	nodma_watch_stop(nodma);
+	nodma->old_config->del_vqs(vdev);
+}
+
+void nodma_features_install(struct nodma_device *nodma)
+{
+	struct virtio_device *vdev = nodma->vdev;
+
+	nodma->old_config = vdev->config;
+	nodma->config = *vdev->config;
+	nodma->config.finalize_features = nodma_finalize_features;
+	nodma->config.set_status = nodma_set_status;
+	nodma->config.del_vqs = nodma_del_vqs;
+	vdev->config = &nodma->config;
+}
+
+void nodma_features_restore(struct nodma_device *nodma)
+{
+	nodma->vdev->config = nodma->old_config;
+}
