@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nodma.demo.process import DeviceProcess
+from nodma.process import DeviceProcess
 from nodma.driver import open_disk
 from nodma.ring import COMPILED
 

@@ -10,6 +10,7 @@
     │   └── OutsideAddress    ... namely an address outside the window
     ├── ProtocolError         the other end of a vfio-user socket broke the protocol
     │   └── Refused           ... or answered a command with an errno
+    ├── GuestError            a guest, or a tool that it is made with, failed
     ├── Disconnected          the other end of the socket is gone
     └── ProbeError            what was found at an address is not a device we can drive
         ├── NegotiationError  ... it refused the features, or offers too few
@@ -66,6 +67,10 @@ class Refused(ProtocolError):
         reason = os.strerror(errno) if errno else "no reason given"
         super().__init__(f"the server refused {command}: {reason} (errno {errno})")
         self.errno = errno
+
+
+class GuestError(NodmaError):
+    """A guest failed, or a tool that fetches or builds what it needs; the message has the log's last lines."""
 
 
 class Disconnected(NodmaError):

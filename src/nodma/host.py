@@ -23,6 +23,7 @@ import click
 from nodma.device.base import Device
 from nodma.errors import NodmaError
 from nodma.function import PciFunction
+from nodma.process import qemu_device
 from nodma.ratelimit import RateLimit
 from nodma.ring import COMPILED
 from nodma.sizes import parse_size
@@ -165,11 +166,6 @@ def run(command: click.Command, prog_name: str | None = None) -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-
-
-def qemu_device(path: str) -> str:
-    """Give the argument of QEMU's -device that attaches the socket at ``path``."""
-    return json.dumps({"driver": "vfio-user-pci", "socket": {"path": path, "type": "unix"}}, separators=(",", ":"))
 
 
 def _announce(options: HostOptions, device: Device, path: str) -> None:

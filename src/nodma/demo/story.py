@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nodma.demo import ext4
-from nodma.demo.process import DeviceProcess
+from nodma.process import DeviceProcess
 from nodma.demo.tree import Tree, digest_tree, make_tree
 from nodma.driver import BlockDisk, VfioUserBus
 from nodma.errors import NodmaError

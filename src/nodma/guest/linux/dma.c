@@ -24,7 +24,7 @@ static void nodma_free(struct device *dev, size_t size, void *memory, dma_addr_t
 	nodma_pool_free(pool_of(dev), handle, size);
 }
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
 static dma_addr_t nodma_map_phys(struct device *dev, phys_addr_t phys, size_t size, enum dma_data_direction dir,
 				 unsigned long attrs)
 {
@@ -122,7 +122,7 @@ static size_t nodma_max_mapping_size(struct device *dev)
 static const struct dma_map_ops nodma_dma_ops = {
 	.alloc = nodma_alloc,
 	.free = nodma_free,
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
 	.map_phys = nodma_map_phys,
 	.unmap_phys = nodma_unmap,
 #else

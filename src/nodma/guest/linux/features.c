@@ -8,6 +8,18 @@
 
 #include "nodma.h"
 
+static bool offers_feature(struct virtio_device *vdev)
+{
+#ifdef VIRTIO_FEATURES_U64S	/* newer kernels have more than 64 features */
+	u64 offered[VIRTIO_FEATURES_U64S];
+
+	virtio_get_features(vdev, offered);
+	return offered[0] & BIT_ULL(NODMA_F_SWIOTLB);
+#else
+	return vdev->config->get_features(vdev) & BIT_ULL(NODMA_F_SWIOTLB);
+#endif
+}
+
 /*
  * Accept the feature (SW-D1). The ring core asks for ACCESS_PLATFORM before it uses the DMA API, so that is set
  * on the driver's side at least; where the device does not offer it, it is not told of it.
@@ -15,10 +27,9 @@
 static int nodma_finalize_features(struct virtio_device *vdev)
 {
 	struct nodma_device *nodma = nodma_of_virtio(vdev);
-	u64 offered = nodma->old_config->get_features(vdev);
 	int error;
 
-	if (offered & BIT_ULL(NODMA_F_SWIOTLB))
+	if (offers_feature(vdev))
 		__virtio_set_bit(vdev, NODMA_F_SWIOTLB);
 	else
 		dev_info(&vdev->dev, "nodma: the device has a region, and does not offer the feature\n");

@@ -51,7 +51,7 @@ struct nodma_slot {
 };
 
 struct nodma_counters {
-	u64 maps;
+	u64 maps;		/* of buffers; rings are not counted */
 	u64 unmaps;
 	u64 to_device;		/* bytes copied */
 	u64 from_device;

@@ -103,7 +103,7 @@ static bool take(struct nodma_pool *pool, void *origin, size_t size, unsigned in
 					.inbound = inbound,
 				};
 			}
-			area->counters.maps++;
+			area->counters.maps += !!origin;
 			area->counters.to_device += copied;
 		}
 		spin_unlock_irqrestore(&area->lock, flags);
@@ -129,7 +129,7 @@ static void give_back(struct nodma_pool *pool, unsigned int slot, size_t copied)
 	area->used -= count;
 	if (pool->slot[slot].inbound)
 		area->inbound -= count;
-	area->counters.unmaps++;
+	area->counters.unmaps += !!pool->slot[slot].origin;
 	area->counters.from_device += copied;
 	for (i = 0; i < count; i++)
 		pool->slot[slot + i] = (struct nodma_slot){};

@@ -1,4 +1,4 @@
-"""``nodma serve blk`` as a child process."""
+"""A device process from outside: ``nodma serve blk`` as a child, and how a VMM attaches it."""
 
 from __future__ import annotations
 
@@ -54,3 +54,15 @@ class DeviceProcess:
         if self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
+
+    def kill(self) -> None:
+        """End it by SIGKILL, in the middle of whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def qemu_device(path: str, **properties: str) -> str:
+    """Give the argument of QEMU's -device that attaches the socket at ``path``, with further properties."""
+    return json.dumps(
+        {"driver": "vfio-user-pci", **properties, "socket": {"path": path, "type": "unix"}}, separators=(",", ":")
+    )

@@ -1,0 +1,46 @@
+"""Run a program, and say what it said when it failed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from nodma.errors import GuestError
+
+_LAST_LINES: Final = 15
+
+
+def last_lines(text: str, count: int = _LAST_LINES) -> str:
+    """Give the last lines of a log, indented, to show in an error."""
+    return "\n".join(f"    {line.rstrip()}" for line in text.strip().splitlines()[-count:])
+
+
+def run(
+    command: Sequence[str | Path],
+    what: str,
+    *,
+    log: Path | None = None,
+    seconds: float = 600,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a command; give what it printed, errors included. ``what`` names it to the user.
+
+    With ``log``, all that it printed is kept there. Raises GuestError with its last lines if it fails.
+    """
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, env=env, check=False
+        )
+    except FileNotFoundError as error:
+        raise GuestError(f"{what} needs the program {command[0]}, which is not on PATH") from error
+    except subprocess.TimeoutExpired as error:
+        raise GuestError(f"{what} took longer than {seconds:.0f} s: {command[0]}") from error
+    said = done.stdout.decode(errors="replace")
+    if log:
+        log.write_text(said)
+    if done.returncode:
+        where = f"; all of it is in {log}" if log else ""
+        raise GuestError(f"{what} failed with {done.returncode}{where}:\n{last_lines(said)}")
+    return said

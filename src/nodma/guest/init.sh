@@ -1,0 +1,32 @@
+#!/bin/busybox sh
+# The first process of a guest: load /job/drivers in order, run /job/run, hand back its exit status and /out.
+# The second serial port carries that back, as a tar archive.
+/bin/busybox mkdir -p /bin /sbin /usr/bin /usr/sbin /proc /sys /dev /out /tmp /run /mnt
+/bin/busybox --install -s /bin
+export PATH=/usr/bin:/usr/sbin:/bin:/sbin HOME=/ LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu/ceph
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t debugfs debugfs /sys/kernel/debug
+mount -t tmpfs tmpfs /tmp
+mkdir -p /dev/shm
+mount -t tmpfs tmpfs /dev/shm
+
+while read -r driver options; do
+	insmod "/job/drivers/$driver" $options || echo "init: $driver was not loaded"
+done </job/order
+
+cd /job || exit
+if [ -e run ]; then
+	sh /job/run </dev/console
+	status=$?
+	cd /
+	echo $status >/out/status
+	stty -F /dev/ttyS1 raw -echo
+	tar -c -C /out . >/dev/ttyS1
+else
+	echo "A guest's shell; 'poweroff -f' ends it."
+	setsid cttyhack sh
+fi
+sync
+poweroff -f

@@ -1,0 +1,137 @@
+"""What a guest is to do: a script, what it needs, and the initramfs that brings all of it along."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nodma.errors import UsageError
+from nodma.guest.cache import locked
+from nodma.guest.command import run
+from nodma.guest.cpio import Archive
+from nodma.guest.kernel import Kernel
+from nodma.guest.qemu import library_path, loader
+from nodma.guest.tools import Tools
+
+INIT: Final = Path(__file__).parent / "init.sh"
+OUR_MODULE: Final = "nodma"
+
+_PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "fio": ("usr/bin/fio",),
+    "e2fsprogs": ("usr/sbin/mke2fs", "usr/sbin/e2fsck"),
+    "python": ("usr/bin/python3.13",),
+}
+"""What a job can ask for: programs of the kit's Debian, with the libraries that they need."""
+
+_TREES: Final[Mapping[str, tuple[str, ...]]] = {"python": ("usr/lib/python3.13",)}
+_LINKS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "e2fsprogs": (("usr/sbin/mkfs.ext4", "mke2fs"),),
+    "python": (("usr/bin/python3", "python3.13"),),
+}
+_LEFT_OUT: Final = ("__pycache__", "test", "idlelib", "turtledemo", "ensurepip", "lib2to3", "pydoc_data")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A script for busybox's shell, and what it finds in the guest.
+
+    ``drivers`` are loaded before it runs, in this order ("nodma" is ours; options may follow the name), with what
+    they need. ``programs`` are of those that the kit carries. ``files`` come to lie in /job. What the script puts
+    into /out is handed back. Without a script, a shell is started on the console.
+    """
+
+    script: str | None
+    drivers: Sequence[str] = ()
+    programs: Sequence[str] = ()
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
+
+    def initramfs(self, path: Path, kernel: Kernel, tools: Tools) -> None:
+        """Write the initramfs for ``kernel`` to ``path``.
+
+        Raises UsageError for what is not to be had, and GuestError if our module cannot be built.
+        """
+        with path.open("wb") as file:
+            for program in self.programs:
+                if tools.root is None:
+                    raise UsageError(f"{program} is for guests with the kit: run `nodma guest setup`")
+                with _layer(tools.cache, tools.root, program).open("rb") as layer:
+                    shutil.copyfileobj(layer, file)
+            archive = Archive(file)
+            archive.add("init", INIT, executable=True)
+            archive.add("bin/busybox", tools.busybox, executable=True)
+            archive.directory("job")
+            if self.script is not None:
+                archive.add("job/run", self.script.encode())
+            for name, content in self.files.items():
+                archive.add(f"job/{name}", content)
+            order = []
+            for name, content, options in self._drivers(kernel, tools.cache):
+                archive.add(f"job/drivers/{name}", content)
+                order.append(f"{name} {options}\n")
+            archive.add("job/order", "".join(order).encode())
+            archive.close()
+
+    def _drivers(self, kernel: Kernel, cache: Path) -> Iterable[tuple[str, bytes, str]]:
+        """Give file name, contents and options of each driver to load."""
+        done = set()
+        for wanted in self.drivers:
+            name, _, options = wanted.partition(" ")
+            if name == OUR_MODULE:
+                needed = kernel.files_of(["virtio_pci"])
+                needed["nodma.ko"] = kernel.build_module(cache).read_bytes()
+            else:
+                needed = kernel.files_of([name])
+            for file, content in needed.items():
+                if file not in done:
+                    done.add(file)
+                    yield file, content, options if file == f"{name}.ko" else ""
+
+
+def _layer(cache: Path, root: Path, program: str) -> Path:
+    """Give the archive of a program and all that it needs; made once."""
+    if program not in _PROGRAMS:
+        raise UsageError(f"the kit does not carry {program!r}; it has {', '.join(_PROGRAMS)}")
+    recipe = repr((_PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode()
+    path = cache / "layers" / f"{program}-{hashlib.sha256(recipe).hexdigest()[:8]}.cpio"
+    with locked(cache, "layers"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            growing = path.with_suffix(".partial")
+            with growing.open("wb") as file:
+                _write_layer(Archive(file), root, program)
+            growing.rename(path)
+    return path
+
+
+def _write_layer(archive: Archive, root: Path, program: str) -> None:
+    files = {root / name for name in _PROGRAMS[program]}
+    for tree in _TREES.get(program, ()):
+        files |= {path for path in (root / tree).rglob("*") if path.is_file() and not {*path.parts} & {*_LEFT_OUT}}
+    binaries = [path for path in files if path.suffix == ".so" or path.parent.name in ("bin", "sbin")]
+    for name, target in _libraries(root, binaries).items():
+        archive.add(name, target, executable=True)
+    for path in sorted(files):
+        archive.add(str(path.relative_to(root)), path, executable=True)
+    for name, target_name in _LINKS.get(program, ()):
+        archive.link(name, target_name)
+    archive.link("lib64", "usr/lib64")
+    archive.close()
+
+
+def _libraries(root: Path, binaries: Iterable[Path]) -> dict[str, Path]:
+    """Ask the dynamic loader which libraries programs need: where each belongs, and its file."""
+    found = {"usr/lib64/ld-linux-x86-64.so.2": loader(root).resolve()}
+    for binary in binaries:
+        listed = run([loader(root), "--library-path", library_path(root), "--list", binary], f"looking at {binary.name}")
+        for line in listed.splitlines():
+            _, arrow, rest = line.partition(" => ")
+            place = Path(rest.split(" (")[0])
+            if arrow and place.is_relative_to(root):
+                found[str(place.relative_to(root))] = place.resolve()
+    return found
+
+

@@ -1,0 +1,138 @@
+"""A guest's kernel: its image, its modules with what they need, and our module built for it."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from nodma.errors import GuestError, UsageError
+from nodma.guest.cache import locked
+from nodma.guest.command import last_lines, run
+
+MODULE_SOURCE: Final = Path(__file__).parent / "linux"
+_SOURCES: Final = ("*.c", "*.h", "Kbuild", "Makefile")
+_DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
+
+# In a mount namespace of its own, so that nothing stays mounted: $1 the root, $2 the sources.
+_BUILD: Final = """
+set -e
+mkdir -p "$1/build"
+mount --bind "$2" "$1/build"
+mount --rbind /dev "$1/dev"
+mount --rbind /proc "$1/proc"
+exec chroot "$1" /usr/bin/env -i PATH=/usr/bin:/usr/sbin make -C /build HEADERS="$3" modules
+"""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to boot. ``modules`` is the directory of its release, None if it needs none from us.
+
+    ``root`` is the unpacked Debian that it came with, in which our module can be built; None for a kernel that the
+    user named, for whose module ``module`` is given.
+    """
+
+    name: str
+    release: str
+    image: Path
+    modules: Path | None = None
+    root: Path | None = None
+    module: Path | None = None
+
+    @classmethod
+    def named(cls, image: Path, modules: Path | None = None, module: Path | None = None) -> Kernel:
+        """A kernel of the user's. Raises UsageError if there is no such file."""
+        for path in (image, *(path for path in (modules, module) if path)):
+            if not path.exists():
+                raise UsageError(f"{path} is not there")
+        return cls(image.name, modules.name if modules else image.name, image, modules, None, module)
+
+    def files_of(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Give the modules that ``names`` need, and those themselves, in the order to load: file name, contents.
+
+        A driver that is part of the image is left out. Raises UsageError for one that this kernel does not have.
+        """
+        found: dict[str, bytes] = {}
+
+        def visit(name: str) -> None:
+            if name in self._built_in or f"{name}.ko" in found:
+                return
+            path = self._loadable.get(name)
+            if path is None:
+                raise UsageError(f"kernel {self.release} has no driver {name}")
+            content = path.read_bytes()
+            if path.suffix == ".xz":
+                content = lzma.decompress(content)
+            if match := _DEPENDS.search(content):
+                for needed in match[1].decode().split(","):
+                    if needed:
+                        visit(needed.replace("-", "_"))
+            found[f"{name}.ko"] = content
+
+        for name in names:
+            visit(name)
+        return found
+
+    @cached_property
+    def _built_in(self) -> set[str]:
+        listed = self.modules / "modules.builtin" if self.modules else None
+        if listed is None or not listed.exists():
+            return set()
+        return {_module_name(Path(line)) for line in listed.read_text().split()}
+
+    @cached_property
+    def _loadable(self) -> dict[str, Path]:
+        if self.modules is None:
+            return {}
+        return {_module_name(path): path for path in self.modules.rglob("*.ko*")}
+
+    def build_module(self, cache: Path) -> Path:
+        """Build our module for this kernel, unless these sources were; give the .ko file.
+
+        Raises GuestError with the compiler's last lines, UsageError for a kernel that came without headers.
+        """
+        if self.module:
+            return self.module
+        if self.root is None:
+            raise UsageError(
+                f"for {self.image} no module can be built here: build src/nodma/guest/linux for it, and name it with"
+                " --module-file"
+            )
+        sources = sorted(path for pattern in _SOURCES for path in MODULE_SOURCE.glob(pattern))
+        digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()[:16]
+        built = cache / "modules" / f"{self.release}-{digest}"
+        with locked(cache, f"module-{self.release}"):
+            if not (built / "nodma.ko").exists():
+                self._build(sources, built)
+        return built / "nodma.ko"
+
+    def _build(self, sources: list[Path], built: Path) -> None:
+        assert self.root
+        growing = built.with_name(f"{built.name}.partial")
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir(parents=True)
+        for path in sources:
+            shutil.copy(path, growing)
+        log = growing / "build.log"
+        namespaces = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+        said = run(
+            ["unshare", *namespaces, "sh", "-c", _BUILD, "sh", self.root, growing, f"/usr/src/linux-headers-{self.release}"],
+            f"building the kernel module for {self.release}",
+            log=log,
+        )
+        if "warning:" in said:
+            raise GuestError(f"building the kernel module for {self.release} warns; see {log}:\n{last_lines(said)}")
+        growing.rename(built)
+
+
+def _module_name(path: Path) -> str:
+    """``virtio_blk`` of ``virtio-blk.ko.xz``."""
+    return path.name.split(".")[0].replace("-", "_")

@@ -1,0 +1,199 @@
+"""A virtual machine: a QEMU process with a console, a control socket, and devices attached over vfio-user."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from nodma.errors import GuestError
+from nodma.guest.command import last_lines
+from nodma.guest.console import Console
+from nodma.guest.job import Job
+from nodma.guest.kernel import Kernel
+from nodma.guest.qemu import FIRMWARE
+from nodma.guest.tools import Tools
+from nodma.process import qemu_device
+
+_END_SECONDS: Final = 20.0
+_SLOT: Final = 5
+"""The first PCI slot for functions; QEMU's own devices come before it."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a machine has. ``memory`` is MiB. ``shared`` backs its memory with a memfd that QEMU hands to devices.
+
+    ``arguments`` go to QEMU, ``append`` to the kernel. ``firmware`` None boots without a kernel, from what is there.
+    """
+
+    memory: int = 512
+    cpus: int = 1
+    shared: bool = False
+    reboots: bool = False
+    accelerator: str = "tcg"
+    append: str = ""
+    arguments: Sequence[str] = ()
+    firmware: str = FIRMWARE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a guest handed back: its script's exit status, the files of /out, its console, how long it took."""
+
+    status: int
+    files: dict[str, bytes] = field(repr=False)
+    console: str = field(repr=False)
+    seconds: float
+
+    def file(self, name: str) -> str:
+        """A file of /out as text. Raises GuestError if the script did not write it."""
+        if name not in self.files:
+            raise GuestError(f"the script did not write /out/{name}; it wrote {', '.join(self.files) or 'nothing'}")
+        return self.files[name].decode()
+
+
+class Machine:
+    """A machine that runs while it is entered; ``directory`` takes its logs. ``functions`` are sockets.
+
+    Without a kernel, it boots what its firmware finds. Raises GuestError and UsageError as Job.initramfs does.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        kernel: Kernel | None,
+        job: Job | None,
+        *,
+        functions: Sequence[Path] = (),
+        shape: Shape = Shape(),  # noqa: B008 - frozen
+        directory: Path,
+    ) -> None:
+        self._directory = directory
+        initramfs = None
+        if kernel and job:
+            initramfs = directory / "initramfs"
+            job.initramfs(initramfs, kernel, tools)
+        self.command = command_line(tools, kernel, initramfs, functions, shape)
+
+    def __enter__(self) -> Self:
+        """Start QEMU."""
+        ends = {name: socket.socketpair() for name in ("console", "results", "control")}
+        theirs = {name: pair[1] for name, pair in ends.items()}
+        command = [*self.command, *_channels({name: sock.fileno() for name, sock in theirs.items()})]
+        self._errors = self._directory / "qemu.log"
+        self._begin = time.monotonic()
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=[sock.fileno() for sock in theirs.values()],
+            )
+        for sock in theirs.values():
+            sock.close()
+        self.pid = self._process.pid
+        self.console = Console(ends["console"][0], self._directory / "console.log")
+        self._results = Console(ends["results"][0], self._directory / "results.tar")
+        self._control_socket = ends["control"][0]
+        self._control: QEMUMonitorProtocol | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End QEMU, whatever it does."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        if self._control:
+            self._control.close()
+        self._control_socket.close()
+        self.console.close()
+        self._results.close()
+
+    def control(self, command: str, **arguments: Any) -> Any:
+        """Give QEMU a command (QMP), and its answer back. Raises GuestError if it refuses."""
+        if self._control is None:
+            self._control = QEMUMonitorProtocol(self._control_socket)
+            self._control.connect(negotiate=True)
+        answer = self._control.cmd_raw(command, arguments)
+        if "error" in answer:
+            raise GuestError(f"QEMU refused {command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the guest has powered off. Raises GuestError, with its last words, if it does not."""
+        try:
+            status = self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise GuestError(f"the guest did not end in {seconds:.0f} s; {self.console.tail()}") from error
+        if status:
+            raise GuestError(f"QEMU ended with {status}: {last_lines(self._errors.read_text())}")
+        self.console.close()
+        self._results.close()
+
+    def finish(self, seconds: float) -> Outcome:
+        """Wait until the script is done and the guest off; give what it handed back. Raises GuestError."""
+        self.wait(seconds)
+        took = time.monotonic() - self._begin
+        files = self._files()
+        if "status" not in files:
+            raise GuestError(f"the guest ended before its script did; {self.console.tail()}")
+        return Outcome(int(files.pop("status")), files, self.console.text, took)
+
+    def kill(self) -> None:
+        """Pull the plug."""
+        self._process.kill()
+        self._process.wait()
+
+    def _files(self) -> dict[str, bytes]:
+        found = {}
+        try:
+            with tarfile.open(fileobj=io.BytesIO(self._results.raw)) as archive:
+                for member in archive:
+                    if member.isfile() and (content := archive.extractfile(member)):
+                        found[member.name.removeprefix("./")] = content.read()
+        except tarfile.ReadError as error:
+            raise GuestError(f"the guest handed back no files ({error}); {self.console.tail()}") from error
+        return found
+
+
+def command_line(
+    tools: Tools, kernel: Kernel | None, initramfs: Path | None, functions: Sequence[Path], shape: Shape
+) -> list[str]:
+    """Give the command line, but for the serial ports."""
+    machine = "q35"
+    command = tools.qemu.arguments()
+    if shape.shared:
+        command += ["-object", f"memory-backend-memfd,id=ram,size={shape.memory}M,share=on"]
+        machine += ",memory-backend=ram"
+    command += ["-machine", machine, "-accel", shape.accelerator, "-cpu", "max", "-m", f"{shape.memory}M"]
+    command += ["-smp", str(shape.cpus), "-bios", shape.firmware, "-nodefaults", "-no-user-config", "-display", "none"]
+    if not shape.reboots:
+        command.append("-no-reboot")
+    if kernel:
+        append = f"console=ttyS0 panic=-1 oops=panic {shape.append}".strip()
+        command += ["-kernel", str(kernel.image), "-append", append]
+    if initramfs:
+        command += ["-initrd", str(initramfs)]
+    for index, path in enumerate(functions):
+        command += ["-device", qemu_device(str(path), id=f"f{index}", addr=f"{_SLOT + index}.0")]
+    return [*command, *shape.arguments]
+
+
+def _channels(descriptors: dict[str, int]) -> list[str]:
+    """The arguments for two serial ports and the control socket."""
+    words = []
+    for name, descriptor in descriptors.items():
+        words += ["-chardev", f"socket,id={name},fd={descriptor}"]
+    return [*words, "-serial", "chardev:console", "-serial", "chardev:results", "-mon", "chardev=control,mode=control"]
