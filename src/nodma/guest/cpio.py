@@ -1,16 +1,54 @@
-"""Write cpio archives as the kernel unpacks them at boot (initramfs: the "newc" format, uncompressed).
+"""Write files where a guest will find them: into a cpio archive that its kernel unpacks at boot, or into a directory.
 
-Archives may stand one behind another in one file; the kernel unpacks all of them, in order.
+The archive is an initramfs: the "newc" format, uncompressed. Archives may stand one behind another in one file; the
+kernel unpacks all of them, in order.
 """
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 _TRAILER: Final = "TRAILER!!!"
 _ALIGN: Final = 4
+
+
+class Sink(Protocol):
+    """Where files go. Paths are relative to the guest's root."""
+
+    def add(self, path: str, content: bytes | Path, *, executable: bool = False) -> None:
+        """Add a file, with the directories above it."""
+
+    def link(self, path: str, target: str) -> None:
+        """Add a symbolic link."""
+
+    def directory(self, path: str) -> None:
+        """Add a directory, unless it is there."""
+
+
+class Tree:
+    """A directory of this machine, to make a guest's root file system of."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def add(self, path: str, content: bytes | Path, *, executable: bool = False) -> None:
+        """Add a file, with the directories above it."""
+        self.directory(str(PurePosixPath(path).parent))
+        place = self._root / path
+        place.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+        place.chmod(0o755 if executable else 0o644)
+
+    def link(self, path: str, target: str) -> None:
+        """Add a symbolic link, unless something is there."""
+        self.directory(str(PurePosixPath(path).parent))
+        if not (self._root / path).is_symlink():
+            (self._root / path).symlink_to(target)
+
+    def directory(self, path: str) -> None:
+        """Add a directory, unless it is there."""
+        (self._root / path).mkdir(parents=True, exist_ok=True)
 
 
 class Archive:
@@ -22,7 +60,7 @@ class Archive:
         self._inode = 0
 
     def add(self, path: str, content: bytes | Path, *, executable: bool = False) -> None:
-        """Add a file, with the directories above it. ``path`` is relative to the root."""
+        """Add a file, with the directories above it."""
         data = content.read_bytes() if isinstance(content, Path) else content
         self._parents(path)
         self._entry(path, stat.S_IFREG | (0o755 if executable else 0o644), data)

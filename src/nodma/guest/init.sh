@@ -4,19 +4,25 @@
 /bin/busybox mkdir -p /bin /sbin /usr/bin /usr/sbin /proc /sys /dev /out /tmp /run /mnt
 /bin/busybox --install -s /bin
 export PATH=/usr/bin:/usr/sbin:/bin:/sbin HOME=/ LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu/ceph
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mount -t debugfs debugfs /sys/kernel/debug
-mount -t tmpfs tmpfs /tmp
-mkdir -p /dev/shm
-mount -t tmpfs tmpfs /dev/shm
+if ! [ -e /proc/mounts ]; then # a root file system on a disk finds them mounted
+	mount -t proc proc /proc
+	mount -t sysfs sysfs /sys
+	mount -t devtmpfs devtmpfs /dev
+	mkdir -p /dev/shm
+	mount -t tmpfs tmpfs /dev/shm
+fi
 
 while read -r driver options; do
 	insmod "/job/drivers/$driver" $options || echo "init: $driver was not loaded"
 done </job/order
 
 cd /job || exit
+if [ -e root ]; then
+	mount -t ext4 "$(cat root)" /mnt || exec poweroff -f
+	for place in proc sys dev; do mount --move /$place /mnt/$place; done
+	cd /mnt
+	exec switch_root /mnt /init
+fi
 if [ -e run ]; then
 	sh /job/run </dev/console
 	status=$?
@@ -29,4 +35,5 @@ else
 	setsid cttyhack sh
 fi
 sync
+mount -o remount,ro / 2>/dev/null # a root file system on a disk is left clean
 poweroff -f

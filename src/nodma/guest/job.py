@@ -12,7 +12,7 @@ from typing import Final
 from nodma.errors import UsageError
 from nodma.guest.cache import locked
 from nodma.guest.command import run
-from nodma.guest.cpio import Archive
+from nodma.guest.cpio import Archive, Sink, Tree
 from nodma.guest.kernel import Kernel
 from nodma.guest.qemu import library_path, loader
 from nodma.guest.tools import Tools
@@ -42,12 +42,16 @@ class Job:
     ``drivers`` are loaded before it runs, in this order ("nodma" is ours; options may follow the name), with what
     they need. ``programs`` are of those that the kit carries. ``files`` come to lie in /job. What the script puts
     into /out is handed back. Without a script, a shell is started on the console.
+
+    With ``root``, a block device as the guest names it, the initramfs only loads the drivers; the root file system
+    is that device, and the script is found there (see :meth:`root_file_system`).
     """
 
     script: str | None
     drivers: Sequence[str] = ()
     programs: Sequence[str] = ()
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
+    root: str | None = None
 
     def initramfs(self, path: Path, kernel: Kernel, tools: Tools) -> None:
         """Write the initramfs for ``kernel`` to ``path``.
@@ -55,25 +59,44 @@ class Job:
         Raises UsageError for what is not to be had, and GuestError if our module cannot be built.
         """
         with path.open("wb") as file:
-            for program in self.programs:
-                if tools.root is None:
-                    raise UsageError(f"{program} is for guests with the kit: run `nodma guest setup`")
-                with _layer(tools.cache, tools.root, program).open("rb") as layer:
-                    shutil.copyfileobj(layer, file)
+            if self.root is None:
+                for program in self.programs:
+                    with _layer(tools, program).open("rb") as layer:
+                        shutil.copyfileobj(layer, file)
             archive = Archive(file)
-            archive.add("init", INIT, executable=True)
-            archive.add("bin/busybox", tools.busybox, executable=True)
-            archive.directory("job")
-            if self.script is not None:
-                archive.add("job/run", self.script.encode())
-            for name, content in self.files.items():
-                archive.add(f"job/{name}", content)
+            self._base(archive, tools)
+            if self.root is not None:
+                archive.add("job/root", self.root.encode())
+            else:
+                self._work(archive)
             order = []
             for name, content, options in self._drivers(kernel, tools.cache):
                 archive.add(f"job/drivers/{name}", content)
                 order.append(f"{name} {options}\n")
             archive.add("job/order", "".join(order).encode())
             archive.close()
+
+    def root_file_system(self, directory: Path, tools: Tools) -> None:
+        """Write into ``directory`` what the root file system of a guest with ``root`` must hold. Raises UsageError."""
+        tree = Tree(directory)
+        for program in self.programs:
+            _write_program(tree, _debian(tools, program), program)
+        for name in ("proc", "sys", "dev", "tmp", "out", "mnt", "run"):
+            tree.directory(name)
+        self._base(tree, tools)
+        self._work(tree)
+        tree.add("job/order", b"")
+
+    def _base(self, sink: Sink, tools: Tools) -> None:
+        sink.add("init", INIT, executable=True)
+        sink.add("bin/busybox", tools.busybox, executable=True)
+        sink.directory("job")
+
+    def _work(self, sink: Sink) -> None:
+        if self.script is not None:
+            sink.add("job/run", self.script.encode())
+        for name, content in self.files.items():
+            sink.add(f"job/{name}", content)
 
     def _drivers(self, kernel: Kernel, cache: Path) -> Iterable[tuple[str, bytes, str]]:
         """Give file name, contents and options of each driver to load."""
@@ -91,35 +114,44 @@ class Job:
                     yield file, content, options if file == f"{name}.ko" else ""
 
 
-def _layer(cache: Path, root: Path, program: str) -> Path:
-    """Give the archive of a program and all that it needs; made once."""
+def _debian(tools: Tools, program: str) -> Path:
+    """Give the Debian that has a program. Raises UsageError."""
     if program not in _PROGRAMS:
         raise UsageError(f"the kit does not carry {program!r}; it has {', '.join(_PROGRAMS)}")
+    if tools.root is None:
+        raise UsageError(f"{program} is for guests with the kit: run `nodma guest setup`")
+    return tools.root
+
+
+def _layer(tools: Tools, program: str) -> Path:
+    """Give the archive of a program and all that it needs; made once."""
+    root = _debian(tools, program)
     recipe = repr((_PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode()
-    path = cache / "layers" / f"{program}-{hashlib.sha256(recipe).hexdigest()[:8]}.cpio"
-    with locked(cache, "layers"):
+    path = tools.cache / "layers" / f"{program}-{hashlib.sha256(recipe).hexdigest()[:8]}.cpio"
+    with locked(tools.cache, "layers"):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             growing = path.with_suffix(".partial")
             with growing.open("wb") as file:
-                _write_layer(Archive(file), root, program)
+                archive = Archive(file)
+                _write_program(archive, root, program)
+                archive.close()
             growing.rename(path)
     return path
 
 
-def _write_layer(archive: Archive, root: Path, program: str) -> None:
+def _write_program(sink: Sink, root: Path, program: str) -> None:
     files = {root / name for name in _PROGRAMS[program]}
     for tree in _TREES.get(program, ()):
         files |= {path for path in (root / tree).rglob("*") if path.is_file() and not {*path.parts} & {*_LEFT_OUT}}
     binaries = [path for path in files if path.suffix == ".so" or path.parent.name in ("bin", "sbin")]
     for name, target in _libraries(root, binaries).items():
-        archive.add(name, target, executable=True)
+        sink.add(name, target, executable=True)
     for path in sorted(files):
-        archive.add(str(path.relative_to(root)), path, executable=True)
+        sink.add(str(path.relative_to(root)), path, executable=True)
     for name, target_name in _LINKS.get(program, ()):
-        archive.link(name, target_name)
-    archive.link("lib64", "usr/lib64")
-    archive.close()
+        sink.link(name, target_name)
+    sink.link("lib64", "usr/lib64")
 
 
 def _libraries(root: Path, binaries: Iterable[Path]) -> dict[str, Path]:

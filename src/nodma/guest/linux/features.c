@@ -48,6 +48,14 @@ static void nodma_set_status(struct virtio_device *vdev, u8 status)
 		nodma_watch_start(nodma);
 }
 
+static void nodma_reset(struct virtio_device *vdev)
+{
+	struct nodma_device *nodma = nodma_of_virtio(vdev);
+
+	nodma_watch_stop(nodma);
+	nodma->old_config->reset(vdev);
+}
+
 static void nodma_del_vqs(struct virtio_device *vdev)
 {
 	struct nodma_device *nodma = nodma_of_virtio(vdev);
@@ -64,6 +72,7 @@ void nodma_features_install(struct nodma_device *nodma)
 	nodma->config = *vdev->config;
 	nodma->config.finalize_features = nodma_finalize_features;
 	nodma->config.set_status = nodma_set_status;
+	nodma->config.reset = nodma_reset;
 	nodma->config.del_vqs = nodma_del_vqs;
 	vdev->config = &nodma->config;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The watch: a device that is gone, or that asked for a reset, answers nothing any more, and Linux would
- * wait for it for ever. Where buffers are out and none came back for a second, its status is read; a device
+ * The watch: a device that is gone, that asked for a reset, or that was reset without its driver's knowledge,
+ * answers nothing any more, and Linux would wait for it for ever. Where buffers are out and none came back for a second, its status is read; a device
  * that is lost is broken, and what it owes ends in errors.
  */
 #include <linux/blk-mq.h>
@@ -78,6 +78,8 @@ static void look(struct work_struct *work)
 			give_up(nodma, "answers with ones only, it is gone");
 		else if (status & VIRTIO_CONFIG_S_NEEDS_RESET)
 			give_up(nodma, "asks for a reset");
+		else if (!(status & VIRTIO_CONFIG_S_DRIVER_OK))
+			give_up(nodma, "was reset behind its driver's back");
 	}
 	nodma->progress = counters.unmaps;
 	if (!nodma->broken)
@@ -106,7 +108,7 @@ void nodma_watch_start(struct nodma_device *nodma)
 	mutex_unlock(&nodma->vqs_lock);
 }
 
-/* The virtqueues are about to go. */
+/* The driver resets the device, or its virtqueues are about to go. */
 void nodma_watch_stop(struct nodma_device *nodma)
 {
 	mutex_lock(&nodma->vqs_lock);

@@ -1,0 +1,135 @@
+"""Real guests: the kit, machines with served disks, and the scripts of scenarios/."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodma.errors import UsageError
+from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape
+from nodma.guest.debian import SUITES
+from nodma.guest.kit import set_up
+from nodma.process import DeviceProcess
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+DRIVERS = ("nodma", "virtio_blk")
+
+
+@pytest.fixture(scope="session")
+def kit() -> Kit:
+    """The kit, fetched if it is not there. Where it cannot be had, guests are skipped; never in CI."""
+    try:
+        return set_up()
+    except UsageError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no guests here: {error}")
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def kernel(kit: Kit, request: pytest.FixtureRequest) -> Kernel:
+    """Each of the kit's kernels."""
+    return kit.kernel(request.param)
+
+
+@dataclass
+class Run:
+    """A guest's run from start to end, and what its devices reported."""
+
+    outcome: Outcome
+    reports: list[dict[str, Any]]
+
+    @property
+    def outside(self) -> int:
+        """Addresses outside the window that the devices were given."""
+        return sum(report["addresses_outside_window"] for report in self.reports)
+
+
+class Lab:
+    """Makes disks, serves them, and boots machines that have them."""
+
+    scenarios = SCENARIOS
+
+    def __init__(self, kit: Kit, directory: Path) -> None:
+        self.kit = kit
+        self.directory = directory
+
+    def image(self, name: str = "disk", size: int = 256 << 20) -> Path:
+        """A disk image of zeros; ``size`` bytes."""
+        path = self.directory / f"{name}.img"
+        with path.open("wb") as file:
+            file.truncate(size)
+        return path
+
+    def serve(self, image: Path, *options: str) -> DeviceProcess:
+        return DeviceProcess(image, self.socket(image), *options)
+
+    def socket(self, image: Path) -> Path:
+        return image.with_suffix(".sock")
+
+    def machine(self, kernel: Kernel | None, job: Job | None, images: Sequence[Path], shape: Shape = Shape()) -> Machine:
+        return Machine(
+            self.kit.tools,
+            kernel,
+            job,
+            functions=[self.socket(image) for image in images],
+            shape=shape,
+            directory=self.directory,
+        )
+
+    def run(
+        self,
+        kernel: Kernel,
+        scenario: str,
+        images: Sequence[Path],
+        *options: str,
+        drivers: Sequence[str] = DRIVERS,
+        programs: Sequence[str] = (),
+        files: Mapping[str, bytes | Path] | None = None,
+        shape: Shape = Shape(),
+        seconds: float = 120,
+    ) -> Run:
+        """Run a scenario with disks served; its script must exit with 0."""
+        job = Job((SCENARIOS / f"{scenario}.sh").read_text(), drivers=drivers, programs=programs, files=files or {})
+        devices = [self.serve(image, *options) for image in images]
+        try:
+            with self.machine(kernel, job, images, shape) as machine:
+                outcome = machine.finish(seconds)
+            assert outcome.status == 0, machine.console.tail()
+            return Run(outcome, [device.stop() for device in devices])
+        finally:
+            for device in devices:
+                device.__exit__()
+
+
+@pytest.fixture
+def lab(kit: Kit, tmp_path: Path) -> Lab:
+    return Lab(kit, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_lab(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(kit, tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture
+def newest(kit: Kit) -> Kernel:
+    """The kernel for scenarios that one kernel suffices for: the middle one, a distribution's stable one."""
+    return kit.kernel("trixie")
+
+
+def check_file_system(image: Path) -> None:
+    """e2fsck, on this side, finds nothing to mend."""
+    done = subprocess.run(["e2fsck", "-f", "-n", image], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def fsck() -> Callable[[Path], None]:
+    return check_file_system
