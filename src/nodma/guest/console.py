@@ -43,12 +43,14 @@ class Console:
     def expect(self, pattern: str, seconds: float) -> re.Match[str]:
         """Wait until a pattern is said, behind what was last waited for; give the match.
 
+        Only lines that have ended are looked at, so a pattern never matches half of what is being said.
+
         Raises GuestError, with the last lines, if the guest ends first or takes longer.
         """
         wanted = re.compile(pattern.encode(), re.MULTILINE)
         deadline = time.monotonic() + seconds
         with self._news:
-            while not (match := wanted.search(self._said, self._seen)):
+            while not (match := wanted.search(self._said, self._seen, self._said.rfind(b"\n") + 1)):
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
                     why = "the guest ended" if self._ended else f"{seconds:.0f} s passed"

@@ -40,7 +40,7 @@ class Job:
     """A script for busybox's shell, and what it finds in the guest.
 
     ``drivers`` are loaded before it runs, in this order ("nodma" is ours; options may follow the name), with what
-    they need. ``programs`` are of those that the kit carries. ``files`` come to lie in /job. What the script puts
+    they need, the PCI transport among it. ``programs`` are of those that the kit carries. ``files`` come to lie in /job. What the script puts
     into /out is handed back. Without a script, a shell is started on the console.
 
     With ``root``, a block device as the guest names it, the initramfs only loads the drivers; the root file system
@@ -107,7 +107,7 @@ class Job:
                 needed = kernel.files_of(["virtio_pci"])
                 needed["nodma.ko"] = kernel.build_module(cache).read_bytes()
             else:
-                needed = kernel.files_of([name])
+                needed = kernel.files_of(["virtio_pci", name] if name.startswith("virtio_") else [name])
             for file, content in needed.items():
                 if file not in done:
                     done.add(file)

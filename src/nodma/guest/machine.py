@@ -26,6 +26,9 @@ from nodma.guest.tools import Tools
 from nodma.process import qemu_device
 
 _END_SECONDS: Final = 20.0
+_RESULTS: Final = b"NODMA-RESULTS\n"
+"""What init.sh says before it hands back files."""
+
 _SLOT: Final = 5
 """The first PCI slot for functions; QEMU's own devices come before it."""
 
@@ -147,8 +150,6 @@ class Machine:
         self.wait(seconds)
         took = time.monotonic() - self._begin
         files = self._files()
-        if "status" not in files:
-            raise GuestError(f"the guest ended before its script did; {self.console.tail()}")
         return Outcome(int(files.pop("status")), files, self.console.text, took)
 
     def kill(self) -> None:
@@ -157,14 +158,17 @@ class Machine:
         self._process.wait()
 
     def _files(self) -> dict[str, bytes]:
+        _, begun, archive = self._results.raw.partition(_RESULTS)
+        if not begun:
+            raise GuestError(f"the guest ended before its script did; {self.console.tail()}")
         found = {}
         try:
-            with tarfile.open(fileobj=io.BytesIO(self._results.raw)) as archive:
-                for member in archive:
-                    if member.isfile() and (content := archive.extractfile(member)):
+            with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+                for member in files:
+                    if member.isfile() and (content := files.extractfile(member)):
                         found[member.name.removeprefix("./")] = content.read()
         except tarfile.ReadError as error:
-            raise GuestError(f"the guest handed back no files ({error}); {self.console.tail()}") from error
+            raise GuestError(f"the guest did not hand back all of its files ({error}); {self.console.tail()}") from error
         return found
 
 

@@ -48,12 +48,16 @@ static void nodma_set_status(struct virtio_device *vdev, u8 status)
 		nodma_watch_start(nodma);
 }
 
+/* virtio_pci waits for a status of 0 after a reset, for ever; a device that is gone never shows one. */
 static void nodma_reset(struct virtio_device *vdev)
 {
 	struct nodma_device *nodma = nodma_of_virtio(vdev);
 
 	nodma_watch_stop(nodma);
-	nodma->old_config->reset(vdev);
+	if (nodma->old_config->get_status(vdev) == NODMA_ALL_ONES)
+		dev_dbg(&vdev->dev, "nodma: the device is gone, and not reset\n");
+	else
+		nodma->old_config->reset(vdev);
 }
 
 static void nodma_del_vqs(struct virtio_device *vdev)

@@ -32,6 +32,7 @@
 
 #define NODMA_SLOT_SHIFT		11	/* bounce slots of 2 KiB, as SWIOTLB's */
 #define NODMA_SLOT_SIZE			(1UL << NODMA_SLOT_SHIFT)
+#define NODMA_ALL_ONES			0xff	/* what a byte reads where nobody answers */
 #define NODMA_REGION_MIN		(64UL << 10)	/* bytes; less holds no useful ring and buffers */
 
 /* Where the region is. Filled by nodma_region_find(), which checks all of it. */

@@ -12,8 +12,6 @@
 
 #include "nodma.h"
 
-#define ALL_ONES	0xff	/* what a bus reads where nobody answers */
-
 static unsigned int watch_ms = 1000;
 module_param(watch_ms, uint, 0444);
 MODULE_PARM_DESC(watch_ms, "How often to look whether a device is lost, in milliseconds (0: never)");
@@ -74,7 +72,7 @@ static void look(struct work_struct *work)
 	counters = nodma_pool_count(&nodma->pool);
 	if (counters.maps != counters.unmaps && counters.unmaps == nodma->progress) {
 		status = nodma->old_config->get_status(nodma->vdev);
-		if (status == ALL_ONES)
+		if (status == NODMA_ALL_ONES)
 			give_up(nodma, "answers with ones only, it is gone");
 		else if (status & VIRTIO_CONFIG_S_NEEDS_RESET)
 			give_up(nodma, "asks for a reset");
