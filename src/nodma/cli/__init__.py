@@ -15,6 +15,7 @@ from nodma.host import run
 
 _COMMANDS: Final = {
     "demo": "Show a disk that cannot touch guest memory at work.",
+    "guest": "Boot real guests with devices that cannot touch their memory.",
     "inspect": "Decode a PCI function, and say what breaks which clause.",
     "serve": "Serve a device on a socket.",
 }

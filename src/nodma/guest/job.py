@@ -20,7 +20,7 @@ from nodma.guest.tools import Tools
 INIT: Final = Path(__file__).parent / "init.sh"
 OUR_MODULE: Final = "nodma"
 
-_PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
+PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "fio": ("usr/bin/fio",),
     "e2fsprogs": ("usr/sbin/mke2fs", "usr/sbin/e2fsck"),
     "python": ("usr/bin/python3.13",),
@@ -116,8 +116,8 @@ class Job:
 
 def _debian(tools: Tools, program: str) -> Path:
     """Give the Debian that has a program. Raises UsageError."""
-    if program not in _PROGRAMS:
-        raise UsageError(f"the kit does not carry {program!r}; it has {', '.join(_PROGRAMS)}")
+    if program not in PROGRAMS:
+        raise UsageError(f"the kit does not carry {program!r}; it has {', '.join(PROGRAMS)}")
     if tools.root is None:
         raise UsageError(f"{program} is for guests with the kit: run `nodma guest setup`")
     return tools.root
@@ -126,7 +126,7 @@ def _debian(tools: Tools, program: str) -> Path:
 def _layer(tools: Tools, program: str) -> Path:
     """Give the archive of a program and all that it needs; made once."""
     root = _debian(tools, program)
-    recipe = repr((_PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode()
+    recipe = repr((PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode()
     path = tools.cache / "layers" / f"{program}-{hashlib.sha256(recipe).hexdigest()[:8]}.cpio"
     with locked(tools.cache, "layers"):
         if not path.exists():
@@ -141,7 +141,7 @@ def _layer(tools: Tools, program: str) -> Path:
 
 
 def _write_program(sink: Sink, root: Path, program: str) -> None:
-    files = {root / name for name in _PROGRAMS[program]}
+    files = {root / name for name in PROGRAMS[program]}
     for tree in _TREES.get(program, ()):
         files |= {path for path in (root / tree).rglob("*") if path.is_file() and not {*path.parts} & {*_LEFT_OUT}}
     binaries = [path for path in files if path.suffix == ".so" or path.parent.name in ("bin", "sbin")]

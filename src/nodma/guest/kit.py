@@ -54,8 +54,7 @@ class Kit:
             found = Qemu.unpacked(self.root)
         if found is None:
             raise UsageError("the QEMU that this kit was set up with is gone from PATH: run `nodma guest setup` again")
-        share = (self.root / "usr/share/qemu", self.root / "usr/share/seabios")
-        return Qemu(found.command, found.origin, tuple(dict.fromkeys((*found.firmware, *share))))
+        return found.with_firmware(self.root)
 
     @property
     def tools(self) -> Tools:

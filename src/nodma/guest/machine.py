@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import shlex
 import socket
 import subprocess
 import tarfile
@@ -83,11 +81,7 @@ class Machine:
         directory: Path,
     ) -> None:
         self._directory = directory
-        initramfs = None
-        if kernel and job:
-            initramfs = directory / "initramfs"
-            job.initramfs(initramfs, kernel, tools)
-        self.command = command_line(tools, kernel, initramfs, functions, shape)
+        self.command = _command(tools, kernel, job, functions, shape, directory)
 
     def __enter__(self) -> Self:
         """Start QEMU."""
@@ -172,10 +166,19 @@ class Machine:
         return found
 
 
-def command_line(
-    tools: Tools, kernel: Kernel | None, initramfs: Path | None, functions: Sequence[Path], shape: Shape
+def run_shell(
+    tools: Tools, kernel: Kernel, job: Job, functions: Sequence[Path], shape: Shape, directory: Path
+) -> int:
+    """Run a machine with its console on this terminal until it ends; give QEMU's exit status."""
+    command = _command(tools, kernel, job, functions, shape, directory)
+    return subprocess.run([*command, "-serial", "mon:stdio"], check=False).returncode
+
+
+def _command(
+    tools: Tools, kernel: Kernel | None, job: Job | None, functions: Sequence[Path], shape: Shape, directory: Path
 ) -> list[str]:
-    """Give the command line, but for the serial ports."""
+    """Write the initramfs, and give QEMU's command line, but for the serial ports."""
+    initramfs = directory / "initramfs"
     machine = "q35"
     command = tools.qemu.arguments()
     if shape.shared:
@@ -188,8 +191,9 @@ def command_line(
     if kernel:
         append = f"console=ttyS0 panic=-1 oops=panic {shape.append}".strip()
         command += ["-kernel", str(kernel.image), "-append", append]
-    if initramfs:
-        command += ["-initrd", str(initramfs)]
+        if job:
+            job.initramfs(initramfs, kernel, tools)
+            command += ["-initrd", str(initramfs)]
     for index, path in enumerate(functions):
         command += ["-device", qemu_device(str(path), id=f"f{index}", addr=f"{_SLOT + index}.0")]
     return [*command, *shape.arguments]

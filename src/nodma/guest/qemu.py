@@ -66,7 +66,12 @@ class Qemu:
         """The one in an unpacked Debian, run by its own loader."""
         program = root / "usr/bin" / PROGRAM
         command = (str(loader(root)), "--library-path", library_path(root), str(program))
-        return cls(command, "the kit", (root / "usr/share/qemu", root / "usr/share/seabios"))
+        return cls(command, "the kit").with_firmware(root)
+
+    def with_firmware(self, root: Path) -> Qemu:
+        """The same, with the firmware of an unpacked Debian behind its own."""
+        places = (*self.firmware, root / "usr/share/qemu", root / "usr/share/seabios")
+        return Qemu(self.command, self.origin, tuple(dict.fromkeys(places)))
 
     @cached_property
     def version(self) -> tuple[int, ...]:
