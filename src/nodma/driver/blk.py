@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodma.driver.bus import PciBus
+from nodma.driver.sysfs_bus import SysfsBus
 from nodma.driver.vfio_user_bus import VfioUserBus
 from nodma.driver.virtio import VirtioPci
 from nodma.errors import PoolTooSmall, ProbeError, UsageError
+from nodma.pci.sysfs import full_address
 from nodma.ring import DriverRing, RingLayout
 from nodma.spec.virtio import Descriptor, DeviceType, Feature
 from nodma.spec.virtio_blk import (
@@ -402,5 +404,11 @@ class BlockDisk:
 
 
 def open_disk(path: Path | str, *, queues: int = 1, depth: int = 128, polling: bool = False) -> BlockDisk:
-    """Open the disk that the vfio-user server at ``path`` serves."""
+    """Open the disk that the vfio-user server at ``path`` serves, or that of a PCI function of this machine.
+
+    The latter is named by its address, as in ``0000:00:05.0``. No driver may be bound to it, and as there are no
+    interrupts in user space, it is always polled.
+    """
+    if isinstance(path, str) and (address := full_address(path)):
+        return BlockDisk(SysfsBus.open(address), queues=queues, depth=depth, polling=True)
     return BlockDisk(VfioUserBus.connect(path), queues=queues, depth=depth, polling=polling)

@@ -195,7 +195,7 @@ def _command(
             job.initramfs(initramfs, kernel, tools)
             command += ["-initrd", str(initramfs)]
     for index, path in enumerate(functions):
-        command += ["-device", qemu_device(str(path), id=f"f{index}", addr=f"{_SLOT + index}.0")]
+        command += ["-device", qemu_device(str(path), id=f"f{index}", addr=f"{_SLOT + index:x}.0")]
     return [*command, *shape.arguments]
 
 

@@ -33,7 +33,7 @@ def read_function(address: str, root: Path = ROOT) -> Report:
     if not place.is_dir():
         raise UsageError(f"there is no PCI function {slot} on this machine ({place}); `lspci -D` lists those there are")
     raw = _read_config(place / "config", slot)
-    space = ConfigSpace.parse(raw, _bar_sizes(place / "resource"))
+    space = ConfigSpace.parse(raw, bar_sizes(place / "resource"))
     problems = []
     if space.truncated and len(raw) <= FIRST_CAPABILITY:
         problems.append(f"only the first {len(raw)} bytes of {slot} may be read: capabilities are for root to see")
@@ -53,8 +53,8 @@ def _read_config(path: Path, slot: str) -> bytes:
         os.close(fd)
 
 
-def _bar_sizes(path: Path) -> dict[int, int] | None:
-    """Give the sizes of the BARs that exist: a line has first and last address, and flags. None if not known."""
+def bar_sizes(path: Path) -> dict[int, int] | None:
+    """Give the sizes of the BARs that exist, from a ``resource`` file: a line has first and last address, and flags. None if not known."""
     try:
         with path.open("rb") as file:
             lines = file.read(_MAX_RESOURCE_BYTES).decode("ascii", "replace").splitlines()

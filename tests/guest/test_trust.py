@@ -1,0 +1,170 @@
+"""What the kernel module does not believe, and what it does not touch; what a device gets to see."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodma.device import BlockDevice
+from nodma.device.image import Image
+from nodma.function import PciFunction
+from nodma.guest import Job, Kernel, Machine, Shape
+from nodma.ring import Request
+from nodma.spec.pci import Capability, MsixCapability
+from nodma.spec.virtio_pci import CfgType, SharedSwiotlbCap, VirtioPciCap
+from nodma.vfio_user import Server
+from nodma.vfio_user.listener import make_listener
+
+pytestmark = pytest.mark.timeout(240)
+POOL = 1 << 20
+PAGE = 4096
+
+
+class Liar(PciFunction):
+    """A block function that says of its region what it was told to."""
+
+    def __init__(self, image: Path, lie: Callable[[list[Capability], VirtioPciCap], None]) -> None:
+        self._lie = lie
+        super().__init__(BlockDevice(Image(image), pool=POOL), pool=POOL)
+
+    def _make_capabilities(self) -> list[Capability]:
+        made = super()._make_capabilities()
+        of_type = {cap.cfg_type: cap for cap in made if isinstance(cap, VirtioPciCap)}
+        self._lie(made, of_type[CfgType.SWIOTLB])
+        return made
+
+
+def claim(**values: int) -> Callable[[list[Capability], VirtioPciCap], None]:
+    """A lie that changes fields of capability 10."""
+
+    def lie(_: list[Capability], cap: VirtioPciCap) -> None:
+        for name, value in values.items():
+            setattr(cap, name, value)
+
+    return lie
+
+
+def over_another(made: list[Capability], cap: VirtioPciCap) -> None:
+    """The device configuration lies in the region."""
+    (device,) = (one for one in made if isinstance(one, VirtioPciCap) and one.cfg_type == CfgType.DEVICE)
+    device.bar, device.offset = cap.bar, PAGE
+
+
+def over_msix(made: list[Capability], cap: VirtioPciCap) -> None:
+    """The MSI-X pending bits lie in the region."""
+    (msix,) = (one for one in made if isinstance(one, MsixCapability))
+    msix.pba = PAGE | cap.bar
+
+
+def somebody_elses(made: list[Capability], cap: VirtioPciCap) -> None:
+    """The region of another device."""
+    shared = SharedSwiotlbCap.new(
+        cap_id=cap.cap_id,
+        cap_len=SharedSwiotlbCap.size,
+        cfg_type=cap.cfg_type,
+        bar=cap.bar,
+        offset=cap.offset,
+        length=cap.length,
+        device=3,
+        function=1,
+    )
+    made[made.index(cap)] = shared
+
+
+LIES = {
+    "names BAR 7, and there are 6": claim(bar=7),
+    "names BAR 4, which is not memory": claim(bar=4),
+    "ends at 0x200000 of BAR 2, which ends at 0x100000": claim(length=2 * POOL),
+    "ends at 0x1ffffe000 of BAR 2, which ends at 0x100000": claim(offset=0xFFFFF000, length=0xFFFFF000),
+    "has 0 bytes, less than 65536": claim(length=0),
+    "begins at 0x800, not on a page": claim(offset=0x800, length=POOL // 2),
+    "has 12 bytes, less than 16": claim(cap_len=12),
+    "lies over the MSI-X pending bits": over_msix,
+    "lies over the structure of type 4": over_another,
+    "names the region of 03.1, and regions are not shared by this version": somebody_elses,
+}
+
+
+@contextmanager
+def serving(function: PciFunction, path: Path) -> Iterator[PciFunction]:
+    """Serve a function by a thread of this process."""
+    listener = make_listener(path)
+    server = Server(function, listener.socket)
+    thread = threading.Thread(target=server.run, name=path.stem)
+    thread.start()
+    try:
+        yield function
+    finally:
+        server.stop()
+        thread.join(timeout=30)
+        server.close()
+        listener.remove()
+        function.close()
+        assert not thread.is_alive()
+
+
+def test_capabilities_that_lie_are_refused_with_a_reason(lab: Any, kernel: Kernel) -> None:
+    job = Job((lab.scenarios / "liars.sh").read_text(), drivers=["nodma", "virtio_blk"])
+    lies = [*LIES.values(), claim()]
+    sockets = [lab.directory / f"{number}.sock" for number in range(len(lies))]
+    with ExitStack() as stack:
+        for lie, path in zip(lies, sockets, strict=True):
+            stack.enter_context(serving(Liar(lab.image(path.stem, 8 << 20), lie), path))
+        machine = Machine(lab.kit.tools, kernel, job, functions=sockets, directory=lab.directory)
+        stack.enter_context(machine)
+        outcome = machine.finish(60)
+    refusals = dict(line.split(": nodma: no bouncing: capability 10 ") for line in outcome.file("refusals").splitlines())
+    assert list(refusals.values()) == list(LIES)
+    assert outcome.file("attached").split() == [f"0000:00:{5 + len(LIES):02x}.0"]
+    assert int(outcome.file("refused")) == len(LIES)
+    assert outcome.status == 0  # the honest one is a disk
+
+
+class Spy(BlockDevice):
+    """A disk that looks into the buffers that it is to fill, before it fills them."""
+
+    seen = 0
+    dirty = 0
+
+    def requests(self, request: Request) -> None:
+        for view in request.writable:
+            self.seen += len(view)
+            self.dirty += len(view) - bytes(view).count(0)
+        super().requests(request)
+
+
+def test_the_device_is_not_shown_what_was_in_a_buffer_before(lab: Any, kernel: Kernel) -> None:
+    """The guest fills its memory with ones, frees it, and reads its disk into that memory."""
+    script = """
+        dd if=/dev/zero bs=1M count=256 2>/dev/null | tr '\\0' '\\377' >/tmp/ones
+        rm /tmp/ones
+        cat /dev/vda >/dev/null && dd if=/dev/vda of=/dev/null bs=512 count=100 iflag=direct
+    """
+    image = lab.image(size=32 << 20)
+    spy = Spy(Image(image), pool=POOL)
+    job = Job(f"mount -t tmpfs tmpfs /tmp\n{script}", drivers=["nodma", "virtio_blk"])
+    with (
+        serving(PciFunction(spy, pool=POOL), lab.socket(image)),
+        lab.machine(kernel, job, [image]) as machine,
+    ):
+        assert machine.finish(90).status == 0
+    assert spy.seen > 32 << 20
+    assert spy.dirty == 0
+
+
+def test_a_device_that_a_virtual_iommu_translates_is_refused(lab: Any, newest: Kernel) -> None:
+    image = lab.image()
+    shape = Shape(arguments=["-device", "intel-iommu,caching-mode=on"], append="intel_iommu=on iommu.passthrough=0")
+    job = Job("dmesg | grep -E 'nodma|device refuses' >/out/dmesg; ls /sys/kernel/iommu_groups >/out/groups", drivers=["nodma", "virtio_blk"])
+    with lab.serve(image) as device, lab.machine(newest, job, [image], shape) as machine:
+        outcome = machine.finish(60)
+        report = device.stop()
+    assert outcome.file("groups").split()
+    assert "a virtual IOMMU translates this device's addresses" in outcome.file("dmesg")
+    assert "device refuses features" in outcome.file("dmesg")
+    assert report["addresses_outside_window"] == 0
