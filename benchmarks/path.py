@@ -8,8 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nodma.process import DeviceProcess
 from nodma.driver import open_disk
+from nodma.process import DeviceProcess
 from nodma.ring import COMPILED
 
 

@@ -30,7 +30,14 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"nodma.cli.{cmd_name}"), cmd_name)
+        try:
+            command: click.Command = getattr(importlib.import_module(f"nodma.cli.{cmd_name}"), cmd_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] == "nodma":
+                raise
+            raise click.ClickException(
+                f"`nodma {cmd_name}` needs the package {error.name}: pip install 'nodma[{cmd_name}]'"
+            ) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

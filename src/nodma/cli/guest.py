@@ -11,25 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from nodma.cli.guest_show import make_bar, make_console, show_findings, show_kit, show_proof
 from nodma.errors import GuestError, NodmaError, UsageError
 from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools
 from nodma.guest.accelerator import ACCELERATORS, choose
-from nodma.guest.doctor import Finding, examine
+from nodma.guest.doctor import examine
 from nodma.guest.job import PROGRAMS
 from nodma.guest.kit import clean as clean_kit
 from nodma.guest.kit import set_up, short_name
 from nodma.guest.machine import run_shell
-from nodma.guest.prove import Proof
 from nodma.guest.prove import prove as make_proof
 from nodma.process import DeviceProcess
-from nodma.sizes import show_size
-
-_WIDTH = 100
-"""Columns to fill where there is no terminal to ask."""
 
 _NOT_RUN = 125
 """The exit code of `run --script` when no status came from the script."""
@@ -55,8 +48,8 @@ def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bo
 
     Nothing is installed: packages are verified by apt, and unpacked into the cache. What is there is not fetched again.
     """
-    console = _console()
-    with _bar(console, hidden=as_json) as bar:
+    console = make_console()
+    with make_bar(console, hidden=as_json) as bar:
         task = bar.add_task("looking what is there", total=1.0)
         last = ""
 
@@ -71,7 +64,7 @@ def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bo
         for record in kit.kernels:
             progress(f"building the module for {short_name(record)}", 1.0)
             kit.kernel(record.release).build_module(kit.directory)
-    _list(kit, as_json)
+    show_kit(kit, as_json)
 
 
 @guest.command(name="list")
@@ -79,7 +72,7 @@ def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bo
 @_json
 def list_(*, cache: Path | None, as_json: bool) -> None:
     """Show the kernels and programs of the kit."""
-    _list(Kit.open(cache), as_json)
+    show_kit(Kit.open(cache), as_json)
 
 
 @guest.command()
@@ -90,20 +83,7 @@ def doctor(*, cache: Path | None, as_json: bool) -> None:
 
     Exits 0 if guests can be run, 1 if not.
     """
-    findings: list[Finding] = []
-    console = _console()
-    for finding in examine(cache):
-        findings.append(finding)
-        if not as_json:
-            mark = "[green]ok[/green]" if finding.fine else "[red]no[/red]" if finding.needed else "[yellow]no[/yellow]"
-            console.print(f"{mark}  {finding.what:<14}  ", end="")
-            console.print(finding.says, markup=False, soft_wrap=True)
-    well = all(finding.fine for finding in findings if finding.needed)
-    if as_json:
-        click.echo(json.dumps({"guests_can_run": well, "findings": [dataclasses.asdict(one) for one in findings]}))
-    else:
-        click.echo("Guests can be run." if well else "Guests cannot be run: `nodma guest setup` may help.")
-    if not well:
+    if not show_findings(make_console(), examine(cache), as_json):
         sys.exit(1)
 
 
@@ -117,18 +97,52 @@ def clean(*, cache: Path | None) -> None:
 @guest.command()
 @_cache
 @_json
-@click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME|FILE", help="Of the kit, or a vmlinuz.")
-@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="With a vmlinuz: its /lib/modules/RELEASE.")
-@click.option("--module-file", type=click.Path(path_type=Path), metavar="FILE", help="With a vmlinuz: nodma.ko built for it.")
+@click.option(
+    "--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME|FILE", help="Of the kit, or a vmlinuz."
+)
+@click.option(
+    "--modules", type=click.Path(path_type=Path), metavar="DIR", help="With a vmlinuz: its /lib/modules/RELEASE."
+)
+@click.option(
+    "--module-file", type=click.Path(path_type=Path), metavar="FILE", help="With a vmlinuz: nodma.ko built for it."
+)
 @click.option("--qemu", "qemu_path", type=click.Path(path_type=Path), metavar="FILE", help="Use this QEMU.")
-@click.option("--disk", "disks", type=click.Path(path_type=Path, exists=True), multiple=True, metavar="IMAGE", help="Serve this image, and attach it.")
+@click.option(
+    "--disk",
+    "disks",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    metavar="IMAGE",
+    help="Serve this image, and attach it.",
+)
 @click.option("--pool", default="16M", show_default=True, help="The window's size for each --disk.")
 @click.option("--queues", default=1, show_default=True, help="Request queues for each --disk.")
-@click.option("--socket", "sockets", type=click.Path(path_type=Path), multiple=True, metavar="PATH", help="Attach a device that is served there.")
-@click.option("--script", type=click.Path(path_type=Path, exists=True), metavar="FILE", help="Run this in the guest, instead of a shell.")
-@click.option("--file", "files", type=click.Path(path_type=Path, exists=True), multiple=True, metavar="FILE", help="Put this into the guest's /job.")
+@click.option(
+    "--socket",
+    "sockets",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="Attach a device that is served there.",
+)
+@click.option(
+    "--script",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="FILE",
+    help="Run this in the guest, instead of a shell.",
+)
+@click.option(
+    "--file",
+    "files",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    metavar="FILE",
+    help="Put this into the guest's /job.",
+)
 @click.option("--program", "programs", type=click.Choice(list(PROGRAMS)), multiple=True, help="Bring this along.")
-@click.option("--driver", "drivers", multiple=True, default=("virtio_blk",), show_default=True, metavar="NAME", help="Load this.")
+@click.option(
+    "--driver", "drivers", multiple=True, default=("virtio_blk",), show_default=True, metavar="NAME", help="Load this."
+)
 @click.option("--no-module", is_flag=True, help="Leave our kernel module out.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the files of the guest's /out go.")
 @click.option("--memory", default=512, show_default=True, metavar="MIB")
@@ -139,7 +153,8 @@ def clean(*, cache: Path | None) -> None:
 def run(**options: Any) -> None:
     """Boot a guest with disks that cannot touch its memory; a shell on its console, or a script.
 
-    With --script the exit code is the script's, or 125 if it did not get to its end; the guest's console goes to stderr.
+    With --script the exit code is the script's, or 125 if it did not get to its end; the guest's console goes to
+    stderr.
     """
     try:
         status = _run(**options)
@@ -149,7 +164,9 @@ def run(**options: Any) -> None:
     sys.exit(status)
 
 
-def _run(*, script: Path | None, disks: tuple[Path, ...], sockets: tuple[Path, ...], as_json: bool, **options: Any) -> int:
+def _run(
+    *, script: Path | None, disks: tuple[Path, ...], sockets: tuple[Path, ...], as_json: bool, **options: Any
+) -> int:
     tools, kernel = _choose(**options)
     accelerator = options["accelerator"] if options["accelerator"] != "auto" else choose(tools, kernel)
     click.echo(f"nodma: {kernel.release} on QEMU {'.'.join(map(str, tools.qemu.version))} with {accelerator}", err=True)
@@ -166,9 +183,7 @@ def _run(*, script: Path | None, disks: tuple[Path, ...], sockets: tuple[Path, .
         functions = list(sockets)
         for number, image in enumerate(disks):
             functions.append(work / f"disk{number}.sock")
-            served = DeviceProcess(
-                image, functions[-1], "--pool", options["pool"], "--queues", str(options["queues"])
-            )
+            served = DeviceProcess(image, functions[-1], "--pool", options["pool"], "--queues", str(options["queues"]))
             stack.enter_context(served)
         if script is None:
             return run_shell(tools, kernel, job, functions, shape, work)
@@ -189,7 +204,13 @@ def _run(*, script: Path | None, disks: tuple[Path, ...], sockets: tuple[Path, .
 
 
 def _choose(
-    *, cache: Path | None, kernel_name: str, modules: Path | None, module_file: Path | None, qemu_path: Path | None, **_: Any
+    *,
+    cache: Path | None,
+    kernel_name: str,
+    modules: Path | None,
+    module_file: Path | None,
+    qemu_path: Path | None,
+    **_: Any,
 ) -> tuple[Tools, Kernel]:
     """Give QEMU and kernel: the user's where they are named, else the kit's."""
     qemu = Qemu.named(qemu_path) if qemu_path else None
@@ -211,7 +232,9 @@ def _choose(
 @_cache
 @_json
 @click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="Of the kit.")
-@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the guest's logs and its disk there.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the guest's logs and its disk there."
+)
 def prove(*, cache: Path | None, as_json: bool, kernel_name: str, keep: Path | None) -> None:
     """Show, from outside, that a device process never had any of its guest's memory.
 
@@ -219,12 +242,12 @@ def prove(*, cache: Path | None, as_json: bool, kernel_name: str, keep: Path | N
     """
     kit = Kit.open(cache)
     kernel = kit.kernel(kernel_name)
-    console = _console()
+    console = make_console()
     with ExitStack() as stack:
         if keep:
             keep.mkdir(parents=True, exist_ok=True)
         work = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodma-prove-")))
-        bar = stack.enter_context(_bar(console, hidden=as_json))
+        bar = stack.enter_context(make_bar(console, hidden=as_json))
         task = bar.add_task("looking for KVM", total=None)
         accelerator = choose(kit.tools, kernel)
         proof = make_proof(
@@ -233,70 +256,6 @@ def prove(*, cache: Path | None, as_json: bool, kernel_name: str, keep: Path | N
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(proof) | {"holds": proof.holds}))
     else:
-        _show_proof(console, proof)
+        show_proof(console, proof)
     if not proof.holds:
         raise GuestError("not all of it holds: see above")
-
-
-def _show_proof(console: Console, proof: Proof) -> None:
-    """Put it on one screen."""
-    report, counters = proof.report, proof.counters
-    shared = [mapped for mapped in proof.maps if mapped.writable_shared]
-    console.print(
-        f"[bold]nodma guest prove[/bold]: Linux {proof.kernel} on QEMU {proof.qemu} ({proof.accelerator}), guest memory"
-        f" {show_size(proof.guest_memory)}, shared."
-    )
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    rows = {
-        "handed over": f"{report['dma_descriptors_closed']} descriptors of guest memory in {report['dma_maps']} DMA_MAP"
-        " messages; closed at once, 0 kept, 0 bytes mapped",
-        "canary": f"{proof.canary_filled >> 20} MiB of the guest's memory filled with it, half of that freed for I/O",
-        "searched": f"{proof.scanned >> 20} MiB, all that the device process maps, in {len(proof.maps)} mappings",
-        "shared with it": ", ".join(f"{mapped.name} {show_size(mapped.size)}" for mapped in shared),
-        "open in it": ", ".join(sorted({item.target.split(":[")[0] for item in proof.descriptors})),
-        "requests": f"{report['requests']}, {report['device']['reads']} reads and {report['device']['writes']} writes among"
-        f" them; {report['addresses_outside_window']} addresses outside the window",
-        "bounced": f"{counters['bytes_from_device'] >> 20} MiB from the device, {counters['bytes_to_device'] >> 20} MiB to"
-        f" it, {counters['maps']} mappings, peak {counters['peak']} of {counters['slots']} slots, {counters['full']} waits",
-    }
-    for left, right in rows.items():
-        table.add_row(f"  {left}", right)
-    console.print(table)
-    console.print("[bold]What held[/bold]")
-    for check in proof.checks:
-        mark = "[green]  ok[/green]" if check.holds else "[red]  NOT[/red]"
-        console.print(f"{mark}  {check.says}")
-
-
-def _list(kit: Kit, as_json: bool) -> None:
-    """Print what the kit has."""
-    qemu = kit.qemu
-    shown = ".".join(map(str, qemu.version))
-    if as_json:
-        kernels = [{"name": short_name(kernel)} | dataclasses.asdict(kernel) for kernel in kit.kernels]
-        record = {"directory": str(kit.directory), "kernels": kernels, "programs": list(PROGRAMS)}
-        click.echo(json.dumps(record | {"qemu": {"version": shown, "from": qemu.origin}}))
-        return
-    click.echo(f"QEMU     {shown}, from {qemu.origin}")
-    for kernel in kit.kernels:
-        click.echo(f"kernel   {short_name(kernel):<5} {kernel.release}, from {kernel.suite}")
-    click.echo(f"programs {', '.join(PROGRAMS)}")
-    click.echo(f"in       {kit.directory}")
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
-
-
-def _bar(console: Console, *, hidden: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<48}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=hidden or not console.is_terminal,
-    )

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from nodma.demo import ext4
-from nodma.process import DeviceProcess
 from nodma.demo.tree import Tree, digest_tree, make_tree
 from nodma.driver import BlockDisk, VfioUserBus
 from nodma.errors import NodmaError
 from nodma.evidence import Descriptor, MappedRange, ProcessView
+from nodma.process import DeviceProcess
 from nodma.window import Direction, Window
 
 _CHUNK: Final = 4 << 20

@@ -1,7 +1,7 @@
 """A PCI function of this machine, driven from user space by what Linux shows of it under ``/sys/bus/pci``.
 
-So a guest uses a device with restricted DMA without any driver in its kernel: rings and buffers are in the BAR, which is
-mapped, and nothing needs an address of the program's own memory. There are no interrupts; the driver polls.
+So a guest uses a device with restricted DMA without any driver in its kernel: rings and buffers are in the BAR, which
+is mapped, and nothing needs an address of the program's own memory. There are no interrupts; the driver polls.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class SysfsBus:
         driver = place / "driver"
         if driver.is_symlink():
             raise ProbeError(
-                f"the driver {driver.readlink().name} is bound to {self.address}: write the address to {driver}/unbind first"
+                f"the driver {driver.readlink().name} is bound to {self.address}: first write that address to"
+                f" {driver}/unbind"
             )
         try:
             self._config = os.open(place / "config", os.O_RDWR | os.O_CLOEXEC)

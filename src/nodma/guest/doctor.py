@@ -29,7 +29,9 @@ def examine(cache: Path | None = None) -> Iterator[Finding]:
     """Look at this machine; findings come as they are made."""
     yield _qemu_on_path()
     mirror = host_mirror()
-    yield Finding("packages", mirror is not None, mirror or "this machine's apt knows no Debian mirror: setup needs --mirror")
+    yield Finding(
+        "packages", mirror is not None, mirror or "this machine's apt knows no Debian mirror: setup needs --mirror"
+    )
     unshare = shutil.which("unshare")
     yield Finding("unshare", unshare is not None, unshare or "not on PATH, and the kernel module is built with it")
     directory = cache_directory(cache)
@@ -41,7 +43,9 @@ def examine(cache: Path | None = None) -> Iterator[Finding]:
         return
     yield Finding("kit", True, f"in {directory}", needed=True)
     shown = ".".join(map(str, qemu.version))
-    yield Finding("QEMU", qemu.problem is None, f"{shown}, from {qemu.origin}" if not qemu.problem else qemu.problem, needed=True)
+    yield Finding(
+        "QEMU", qemu.problem is None, f"{shown}, from {qemu.origin}" if not qemu.problem else qemu.problem, needed=True
+    )
     for number, record in enumerate(kit.kernels):
         kernel = kit.kernel(record.release)
         if number == 0 and qemu.problem is None:
@@ -50,7 +54,9 @@ def examine(cache: Path | None = None) -> Iterator[Finding]:
                 yield Finding(name.upper(), not problem, problem or "a guest ran with it", needed=False)
             if all(problems.values()):
                 yield Finding("guests", False, "no guest runs, neither with KVM nor without", needed=True)
-        yield Finding(f"kernel {short_name(record)}", kernel.image.exists(), f"{record.release}, from {record.suite}", needed=True)
+        yield Finding(
+            f"kernel {short_name(record)}", kernel.image.exists(), f"{record.release}, from {record.suite}", needed=True
+        )
         try:
             module = kernel.build_module(kit.directory)
             yield Finding("its module", True, str(module), needed=True)

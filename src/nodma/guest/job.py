@@ -39,9 +39,9 @@ _LEFT_OUT: Final = ("__pycache__", "test", "idlelib", "turtledemo", "ensurepip",
 class Job:
     """A script for busybox's shell, and what it finds in the guest.
 
-    ``drivers`` are loaded before it runs, in this order ("nodma" is ours; options may follow the name), with what
-    they need, the PCI transport among it. ``programs`` are of those that the kit carries. ``files`` come to lie in /job. What the script puts
-    into /out is handed back. Without a script, a shell is started on the console.
+    ``drivers`` are loaded before it runs, in this order ("nodma" is ours; options may follow a name), with what they
+    need, the PCI transport among it. ``programs`` are of those that the kit carries. ``files`` come to lie in /job.
+    What the script puts into /out is handed back. Without a script, a shell is started on the console.
 
     With ``root``, a block device as the guest names it, the initramfs only loads the drivers; the root file system
     is that device, and the script is found there (see :meth:`root_file_system`).
@@ -158,12 +158,12 @@ def _libraries(root: Path, binaries: Iterable[Path]) -> dict[str, Path]:
     """Ask the dynamic loader which libraries programs need: where each belongs, and its file."""
     found = {"usr/lib64/ld-linux-x86-64.so.2": loader(root).resolve()}
     for binary in binaries:
-        listed = run([loader(root), "--library-path", library_path(root), "--list", binary], f"looking at {binary.name}")
+        listed = run(
+            [loader(root), "--library-path", library_path(root), "--list", binary], f"looking at {binary.name}"
+        )
         for line in listed.splitlines():
             _, arrow, rest = line.partition(" => ")
             place = Path(rest.split(" (")[0])
             if arrow and place.is_relative_to(root):
                 found[str(place.relative_to(root))] = place.resolve()
     return found
-
-

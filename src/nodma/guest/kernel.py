@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -15,21 +14,12 @@ from typing import Final
 
 from nodma.errors import GuestError, UsageError
 from nodma.guest.cache import locked
-from nodma.guest.command import last_lines, run
+from nodma.guest.chroot import run_inside
+from nodma.guest.command import last_lines
 
 MODULE_SOURCE: Final = Path(__file__).parent / "linux"
 _SOURCES: Final = ("*.c", "*.h", "Kbuild", "Makefile")
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
-
-# In a mount namespace of its own, so that nothing stays mounted: $1 the root, $2 the sources.
-_BUILD: Final = """
-set -e
-mkdir -p "$1/build"
-mount --bind "$2" "$1/build"
-mount --rbind /dev "$1/dev"
-mount --rbind /proc "$1/proc"
-exec chroot "$1" /usr/bin/env -i PATH=/usr/bin:/usr/sbin make -C /build HEADERS="$3" modules
-"""
 
 
 @dataclass(frozen=True)
@@ -121,15 +111,16 @@ class Kernel:
         growing.mkdir(parents=True)
         for path in sources:
             shutil.copy(path, growing)
-        log = growing / "build.log"
-        namespaces = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
-        said = run(
-            ["unshare", *namespaces, "sh", "-c", _BUILD, "sh", self.root, growing, f"/usr/src/linux-headers-{self.release}"],
+        command = ["make", "-C", "/build", f"HEADERS=/usr/src/linux-headers-{self.release}", "modules"]
+        said = run_inside(
+            self.root,
+            command,
             f"building the kernel module for {self.release}",
-            log=log,
+            binds={growing: "/build"},
+            log=growing / "build.log",
         )
         if "warning:" in said:
-            raise GuestError(f"building the kernel module for {self.release} warns; see {log}:\n{last_lines(said)}")
+            raise GuestError(f"building the kernel module for {self.release} warns:\n{last_lines(said)}")
         growing.rename(built)
 
 

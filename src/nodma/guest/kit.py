@@ -18,7 +18,21 @@ from nodma.guest.tools import Tools
 _FORMAT: Final = 1
 """Counted up when what is fetched changes: an older kit is then fetched anew."""
 
-_BUILD: Final = ("base-files", "dash", "coreutils", "sed", "grep", "findutils", "diffutils", "mawk", "make", "kmod", "tar")
+_BUILD: Final = (
+    "base-files",
+    "bash",
+    "dkms",
+    "dash",
+    "coreutils",
+    "sed",
+    "grep",
+    "findutils",
+    "diffutils",
+    "mawk",
+    "make",
+    "kmod",
+    "tar",
+)
 _GUEST: Final = ("busybox-static", "fio", "e2fsprogs", "python3-minimal", "libpython3-stdlib")
 _FIRMWARE: Final = ("seabios", "ovmf", "qemu-system-data")
 _QEMU: Final = ("qemu-system-x86",)
@@ -80,7 +94,11 @@ def short_name(kernel: CloudKernel) -> str:
 
 
 def set_up(
-    cache: Path | None = None, *, mirror: str | None = None, own_qemu: bool = False, progress: Progress = lambda *_: None
+    cache: Path | None = None,
+    *,
+    mirror: str | None = None,
+    own_qemu: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Kit:
     """Fetch what is missing; give the kit. Done already, it does nothing; broken off, it goes on where it was.
 

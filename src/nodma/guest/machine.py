@@ -77,7 +77,7 @@ class Machine:
         job: Job | None,
         *,
         functions: Sequence[Path] = (),
-        shape: Shape = Shape(),  # noqa: B008 - frozen
+        shape: Shape = Shape(),
         directory: Path,
     ) -> None:
         self._directory = directory
@@ -162,13 +162,13 @@ class Machine:
                     if member.isfile() and (content := files.extractfile(member)):
                         found[member.name.removeprefix("./")] = content.read()
         except tarfile.ReadError as error:
-            raise GuestError(f"the guest did not hand back all of its files ({error}); {self.console.tail()}") from error
+            raise GuestError(
+                f"the guest did not hand back all of its files ({error}); {self.console.tail()}"
+            ) from error
         return found
 
 
-def run_shell(
-    tools: Tools, kernel: Kernel, job: Job, functions: Sequence[Path], shape: Shape, directory: Path
-) -> int:
+def run_shell(tools: Tools, kernel: Kernel, job: Job, functions: Sequence[Path], shape: Shape, directory: Path) -> int:
     """Run a machine with its console on this terminal until it ends; give QEMU's exit status."""
     command = _command(tools, kernel, job, functions, shape, directory)
     return subprocess.run([*command, "-serial", "mon:stdio"], check=False).returncode

@@ -1,9 +1,9 @@
 """The proof: a guest whose memory anyone could map, and a device process that did not.
 
 The machine's memory is a memfd that QEMU hands to every device, the worst case there is. The guest fills it with a
-canary, frees half of it, has its disk read into the freed pages, and writes a marker as the last thing. Then both
-processes are looked at from outside. The canary must be in QEMU's memory, and the marker in the device's: so the search finds
-what is there. The canary must be nowhere in the device's.
+canary, frees half of it, uses its disk, and writes a marker as the last thing. Then both processes are looked at from
+outside. The canary must be in QEMU's memory, and the marker in the device's: so the search finds what is there. The
+canary must be nowhere in the device's.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ def prove(tools: Tools, kernel: Kernel, work: Path, *, accelerator: str, progres
     image = work / "disk.img"
     with image.open("wb") as file:
         file.truncate(_DISK_BYTES)
-    job = Job(
-        SCRIPT, drivers=["nodma", "virtio_blk"], files={"canary": canary.encode(), "marker": marker.encode()}
-    )
-    shape = Shape(memory=_MEMORY, shared=True, accelerator=accelerator)
+    job = Job(SCRIPT, drivers=["nodma", "virtio_blk"], files={"canary": canary.encode(), "marker": marker.encode()})
+    shape = Shape(memory=_MEMORY, shared=True, accelerator=accelerator, append="init_on_alloc=0")
     progress("starting the device, and a guest with shared memory")
     with (
         DeviceProcess(image, work / "disk.sock") as device,
@@ -93,7 +91,9 @@ def prove(tools: Tools, kernel: Kernel, work: Path, *, accelerator: str, progres
         report = device.stop()
     if not memory:
         raise GuestError("QEMU does not map the guest's memory as it was told to: there is nothing to prove")
-    counters = {name.partition("/")[2]: int(value) for name, value in outcome.files.items() if name.startswith("counters/")}
+    counters = {
+        name.partition("/")[2]: int(value) for name, value in outcome.files.items() if name.startswith("counters/")
+    }
     proof = Proof(
         kernel=kernel.release,
         qemu=".".join(map(str, tools.qemu.version)),

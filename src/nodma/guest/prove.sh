@@ -24,7 +24,7 @@ while [ $((filled + 2 * size)) -lt $((free * 1024 * 7 / 10)) ]; do
 done
 echo "FILLED $filled"
 rm -r /mnt/freed
-# Reads of all sizes go to pages that still hold the canary.
+# The kernel does not clear pages that it allocates (init_on_alloc=0): reads go to pages that hold the canary.
 cat /dev/vda >/dev/null
 for size in 512 4096 65536 1048576; do
 	dd if=/dev/vda of=/dev/null bs=$size count=64 iflag=direct 2>/dev/null

@@ -24,6 +24,7 @@ FIRMWARE: Final = "qboot.rom"
 _PROBE_SECONDS: Final = 20.0
 _LIBRARIES: Final = ("usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph", "usr/lib/x86_64-linux-gnu/pulseaudio")
 
+
 def library_path(root: Path) -> str:
     """Where the programs of an unpacked Debian have their libraries, for its dynamic loader."""
     return ":".join(str(root / place) for place in _LIBRARIES)
@@ -106,7 +107,9 @@ class Qemu:
         command = [*self.arguments(), "-machine", "q35", "-accel", accelerator, "-cpu", "max", "-m", "256"]
         command += ["-bios", FIRMWARE, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(kernel), "-append", "panic=-1"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as qemu:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as qemu:
             assert qemu.stderr
             try:
                 said = _first_words(qemu.stderr, _PROBE_SECONDS)

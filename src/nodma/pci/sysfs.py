@@ -54,7 +54,10 @@ def _read_config(path: Path, slot: str) -> bytes:
 
 
 def bar_sizes(path: Path) -> dict[int, int] | None:
-    """Give the sizes of the BARs that exist, from a ``resource`` file: a line has first and last address, and flags. None if not known."""
+    """Give the sizes of the BARs that exist; None if not known.
+
+    A line of the ``resource`` file at ``path`` has first and last address, and flags.
+    """
     try:
         with path.open("rb") as file:
             lines = file.read(_MAX_RESOURCE_BYTES).decode("ascii", "replace").splitlines()

@@ -118,8 +118,8 @@ def test_capabilities_that_lie_are_refused_with_a_reason(lab: Any, kernel: Kerne
         machine = Machine(lab.kit.tools, kernel, job, functions=sockets, directory=lab.directory)
         stack.enter_context(machine)
         outcome = machine.finish(60)
-    refusals = dict(line.split(": nodma: no bouncing: capability 10 ") for line in outcome.file("refusals").splitlines())
-    assert list(refusals.values()) == list(LIES)
+    refusals = [line.partition(" capability 10 ")[2] for line in outcome.file("refusals").splitlines()]
+    assert refusals == list(LIES)
     assert outcome.file("attached").split() == [f"0000:00:{5 + len(LIES):02x}.0"]
     assert int(outcome.file("refused")) == len(LIES)
     assert outcome.status == 0  # the honest one is a disk
@@ -139,28 +139,28 @@ class Spy(BlockDevice):
 
 
 def test_the_device_is_not_shown_what_was_in_a_buffer_before(lab: Any, kernel: Kernel) -> None:
-    """The guest fills its memory with ones, frees it, and reads its disk into that memory."""
-    script = """
-        dd if=/dev/zero bs=1M count=256 2>/dev/null | tr '\\0' '\\377' >/tmp/ones
-        rm /tmp/ones
-        cat /dev/vda >/dev/null && dd if=/dev/vda of=/dev/null bs=512 count=100 iflag=direct
-    """
+    """The disk is full of ones, and dd reads all of it into one buffer: each read finds the ones of the last there."""
     image = lab.image(size=32 << 20)
+    image.write_bytes(b"\xff" * (32 << 20))
     spy = Spy(Image(image), pool=POOL)
-    job = Job(f"mount -t tmpfs tmpfs /tmp\n{script}", drivers=["nodma", "virtio_blk"])
+    script = "for size in 512 4k 64k 1M; do dd if=/dev/vda of=/dev/null bs=$size count=1000 iflag=direct; done"
+    job = Job(script, drivers=["nodma", "virtio_blk"])
     with (
         serving(PciFunction(spy, pool=POOL), lab.socket(image)),
         lab.machine(kernel, job, [image]) as machine,
     ):
         assert machine.finish(90).status == 0
-    assert spy.seen > 32 << 20
+    assert spy.seen > 64 << 20
     assert spy.dirty == 0
 
 
 def test_a_device_that_a_virtual_iommu_translates_is_refused(lab: Any, newest: Kernel) -> None:
     image = lab.image()
     shape = Shape(arguments=["-device", "intel-iommu,caching-mode=on"], append="intel_iommu=on iommu.passthrough=0")
-    job = Job("dmesg | grep -E 'nodma|device refuses' >/out/dmesg; ls /sys/kernel/iommu_groups >/out/groups", drivers=["nodma", "virtio_blk"])
+    job = Job(
+        "dmesg | grep -E 'nodma|device refuses' >/out/dmesg; ls /sys/kernel/iommu_groups >/out/groups",
+        drivers=["nodma", "virtio_blk"],
+    )
     with lab.serve(image) as device, lab.machine(newest, job, [image], shape) as machine:
         outcome = machine.finish(60)
         report = device.stop()

@@ -18,6 +18,7 @@ from nodma.guest.kit import set_up
 from nodma.process import DeviceProcess
 
 SCENARIOS = Path(__file__).parent / "scenarios"
+PLAIN = Shape()
 DRIVERS = ("nodma", "virtio_blk")
 
 
@@ -73,7 +74,7 @@ class Lab:
     def socket(self, image: Path) -> Path:
         return image.with_suffix(".sock")
 
-    def machine(self, kernel: Kernel | None, job: Job | None, images: Sequence[Path], shape: Shape = Shape()) -> Machine:
+    def machine(self, kernel: Kernel | None, job: Job | None, images: Sequence[Path], shape: Shape = PLAIN) -> Machine:
         return Machine(
             self.kit.tools,
             kernel,
@@ -92,7 +93,7 @@ class Lab:
         drivers: Sequence[str] = DRIVERS,
         programs: Sequence[str] = (),
         files: Mapping[str, bytes | Path] | None = None,
-        shape: Shape = Shape(),
+        shape: Shape = PLAIN,
         seconds: float = 120,
     ) -> Run:
         """Run a scenario with disks served; its script must exit with 0."""

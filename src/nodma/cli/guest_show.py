@@ -1,0 +1,108 @@
+"""What the guest commands print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nodma.guest import Kit
+from nodma.guest.doctor import Finding
+from nodma.guest.job import PROGRAMS
+from nodma.guest.kit import short_name
+from nodma.guest.prove import Proof
+from nodma.sizes import show_size
+
+_WIDTH: Final = 100
+"""Columns to fill where there is no terminal to ask."""
+
+
+def make_console() -> Console:
+    """Give a console as wide as the terminal, or as a page where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
+
+
+def make_bar(console: Console, *, hidden: bool) -> Progress:
+    """Give a progress bar for long work, which shows only on a terminal."""
+    return Progress(
+        TextColumn("{task.description:<48}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=hidden or not console.is_terminal,
+    )
+
+
+def show_findings(console: Console, findings: Iterable[Finding], as_json: bool) -> bool:
+    """Print what the doctor finds, as it finds it; give whether guests can be run."""
+    seen = []
+    for finding in findings:
+        seen.append(finding)
+        if not as_json:
+            mark = "[green]ok[/green]" if finding.fine else "[red]no[/red]" if finding.needed else "[yellow]no[/yellow]"
+            console.print(f"{mark}  {finding.what:<14}  ", end="")
+            console.print(finding.says, markup=False, soft_wrap=True)
+    well = all(finding.fine for finding in seen if finding.needed)
+    if as_json:
+        click.echo(json.dumps({"guests_can_run": well, "findings": [dataclasses.asdict(one) for one in seen]}))
+    else:
+        click.echo("Guests can be run." if well else "Guests cannot be run: `nodma guest setup` may help.")
+    return well
+
+
+def show_proof(console: Console, proof: Proof) -> None:
+    """Put it on one screen."""
+    report, counters = proof.report, proof.counters
+    device = report["device"]
+    shared = [mapped for mapped in proof.maps if mapped.writable_shared]
+    console.print(
+        f"[bold]nodma guest prove[/bold]: Linux {proof.kernel} on QEMU {proof.qemu} ({proof.accelerator}), guest memory"
+        f" {show_size(proof.guest_memory)}, shared."
+    )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "handed over": f"{report['dma_descriptors_closed']} descriptors of guest memory in {report['dma_maps']} DMA_MAP"
+        " messages; closed at once, 0 kept, 0 bytes mapped",
+        "canary": f"{proof.canary_filled >> 20} MiB of the guest's memory filled with it, half of that freed for I/O",
+        "searched": f"{proof.scanned >> 20} MiB, all that the device process maps, in {len(proof.maps)} mappings",
+        "shared with it": ", ".join(f"{mapped.name} {show_size(mapped.size)}" for mapped in shared),
+        "open in it": ", ".join(sorted({item.target.split(":[")[0] for item in proof.descriptors})),
+        "requests": f"{report['requests']}, {device['reads']} reads and {device['writes']} writes among them;"
+        f" {report['addresses_outside_window']} addresses outside the window",
+        "bounced": f"{counters['bytes_from_device'] >> 20} MiB from the device,"
+        f" {counters['bytes_to_device'] >> 20} MiB to it, {counters['maps']} mappings,"
+        f" peak {counters['peak']} of {counters['slots']} slots, {counters['full']} waits",
+    }
+    for left, right in rows.items():
+        table.add_row(f"  {left}", right)
+    console.print(table)
+    console.print("[bold]What held[/bold]")
+    for check in proof.checks:
+        mark = "[green]  ok[/green]" if check.holds else "[red]  NOT[/red]"
+        console.print(f"{mark}  {check.says}")
+
+
+def show_kit(kit: Kit, as_json: bool) -> None:
+    """Print what the kit has."""
+    qemu = kit.qemu
+    shown = ".".join(map(str, qemu.version))
+    if as_json:
+        kernels = [{"name": short_name(kernel)} | dataclasses.asdict(kernel) for kernel in kit.kernels]
+        record = {"directory": str(kit.directory), "kernels": kernels, "programs": list(PROGRAMS)}
+        click.echo(json.dumps(record | {"qemu": {"version": shown, "from": qemu.origin}}))
+        return
+    click.echo(f"QEMU     {shown}, from {qemu.origin}")
+    for kernel in kit.kernels:
+        click.echo(f"kernel   {short_name(kernel):<5} {kernel.release}, from {kernel.suite}")
+    click.echo(f"programs {', '.join(PROGRAMS)}")
+    click.echo(f"in       {kit.directory}")

@@ -1,0 +1,40 @@
+"""Run a program inside the kit's Debian, with files of ours in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from nodma.guest.command import run
+
+# In a mount namespace of its own, so that nothing stays mounted. $1 is the root; then pairs of a file or directory and
+# its place in there, up to "--"; then the command.
+_SCRIPT: Final = """
+set -e
+root=$1
+shift
+mount --rbind /dev "$root/dev"
+mount --rbind /proc "$root/proc"
+while [ "$1" != -- ]; do
+    mkdir -p "$root/$2"
+    mount --bind "$1" "$root/$2"
+    shift 2
+done
+shift
+exec chroot "$root" /usr/bin/env -i PATH=/usr/bin:/usr/sbin "$@"
+"""
+
+
+def run_inside(
+    root: Path, command: Sequence[str], what: str, *, binds: Mapping[Path, str], log: Path | None = None
+) -> str:
+    """Run ``command`` with ``root`` as its root; ``binds`` are directories, and their places in there.
+
+    Needs root, or user namespaces that an ordinary user may make. Gives what it printed, errors included. Raises
+    GuestError, with the last lines, if it fails; ``what`` names it.
+    """
+    namespaces = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+    pairs = [word for path, place in binds.items() for word in (str(path), place)]
+    return run(["unshare", *namespaces, "sh", "-c", _SCRIPT, "sh", root, *pairs, "--", *command], what, log=log)

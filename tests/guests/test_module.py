@@ -1,0 +1,38 @@
+"""The kernel module builds without warnings, by make and by DKMS."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nodma.guest import Kernel, Kit
+from nodma.guest.chroot import run_inside
+from nodma.guest.kernel import MODULE_SOURCE
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_make_builds_it_without_warnings(kit: Kit, kernel: Kernel, tmp_path: Path) -> None:
+    """That is what the kit does for every guest; here with an empty cache, so that it is done now."""
+    module = kernel.build_module(tmp_path)
+    said = (module.parent / "build.log").read_text()
+    assert "warning" not in said
+    info = module.read_bytes()
+    assert b"license=GPL" in info
+    assert f"vermagic={kernel.release} ".encode() in info
+
+
+def test_dkms_builds_it(kit: Kit, kernel: Kernel, tmp_path: Path) -> None:
+    source, state = tmp_path / "source", tmp_path / "state"
+    shutil.copytree(MODULE_SOURCE, source)
+    state.mkdir()
+    assert kernel.root
+    run_inside(
+        kernel.root,
+        ["dkms", "build", "nodma/0.1.0", "-k", kernel.release],
+        "dkms",
+        binds={source: "/usr/src/nodma-0.1.0", state: "/var/lib/dkms"},
+    )
+    assert [path.name for path in state.rglob("nodma.ko*")]
