@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit e2e bench clean
+.PHONY: help setup demo test lint unit e2e guests bench clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py tools/setup.sh $(wildcard src/nodma/ring/*.p*)
 demo: setup ## Show a disk that cannot touch guest memory at work
 	@$(BIN)/nodma demo
 
-test: setup lint unit e2e ## Lint, types, contracts, tests, and the demo with a small image
+test: setup lint unit e2e guests ## Lint, types, contracts, tests, the demo with a small image, real guests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -30,11 +30,14 @@ lint: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/guests
 	NODMA_PURE=1 $(BIN)/pytest -q tests/device tests/function tests/vfio_user tests/driver
 
 e2e: setup
 	$(BIN)/nodma demo --files 300 --requests 20000
+
+guests: setup ## Boot real guests, with QEMU on three kernels: 10 minutes, and one more to fetch them
+	$(BIN)/pytest tests/guests
 
 bench: setup ## Measure, pure Python and compiled side by side
 	@$(BIN)/python -m benchmarks $(BENCH)

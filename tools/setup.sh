@@ -57,6 +57,6 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 say "installing nodma and what its tests need (a minute at most)"
 "$venv/bin/python" -m pip install -q --upgrade "pip>=25.1"
-"$venv/bin/python" -m pip install -q --group dev -e .
+"$venv/bin/python" -m pip install -q --group dev -e ".[guest]"
 "$venv/bin/python" -c 'from nodma.ring import COMPILED; print("setup: the ring is", "compiled" if COMPILED
     else "interpreted: no C compiler was found, or it failed; all works, slower")'

@@ -6,4 +6,4 @@ done
 until [ $(($(cat /sys/bus/virtio/devices/virtio0/status) & 0x40)) != 0 ]; do :; done
 echo "STATUS $(cat /sys/bus/virtio/devices/virtio0/status)"
 dd if=/dev/urandom of=/tmp/noise bs=1M count=4 2>/dev/null && echo "THE GUEST IS WELL"
-sleep 1000
+read -r never </dev/console

@@ -22,4 +22,4 @@ while :; do
 	[ $writes -gt $((before + 20)) ] && break
 done
 reboot -f
-sleep 60
+read -r never </dev/console
