@@ -29,7 +29,7 @@ static dma_addr_t nodma_map_phys(struct device *dev, phys_addr_t phys, size_t si
 				 unsigned long attrs)
 {
 	if (attrs & DMA_ATTR_MMIO || !pfn_valid(PHYS_PFN(phys))) {
-		dev_dbg_ratelimited(dev, "nodma: %pap is not memory, and cannot be bounced\n", &phys);
+		dev_dbg(dev, "nodma: %pap is not memory, and cannot be bounced\n", &phys);
 		atomic_long_inc(&pool_of(dev)->refused);
 		return DMA_MAPPING_ERROR;
 	}

@@ -71,6 +71,7 @@ struct nodma_area {
 } ____cacheline_aligned_in_smp;
 
 struct nodma_pool {
+	struct device *dev;	/* the PCI function, for the log */
 	void *memory;
 	dma_addr_t base;	/* the address that the device knows the first byte by */
 	unsigned int slots;

@@ -172,11 +172,11 @@ dma_addr_t nodma_pool_map(struct nodma_pool *pool, void *origin, size_t size, en
 
 	if (!size || size > nodma_pool_max_mapping(pool)) {
 		atomic_long_inc(&pool->refused);
-		pr_debug_ratelimited("nodma: refused to map %zu bytes\n", size);
+		dev_dbg(pool->dev, "nodma: refused to map %zu bytes, at most %zu\n", size, nodma_pool_max_mapping(pool));
 		return DMA_MAPPING_ERROR;
 	}
 	if (!take(pool, origin, size, 1, dir != DMA_TO_DEVICE, copied ? size : 0, &slot)) {
-		pr_debug_ratelimited("nodma: no room to map %zu bytes\n", size);
+		dev_dbg(pool->dev, "nodma: no room to map %zu bytes\n", size);
 		return DMA_MAPPING_ERROR;
 	}
 	if (dir == DMA_FROM_DEVICE)
@@ -300,6 +300,7 @@ int nodma_pool_init(struct nodma_pool *pool, struct pci_dev *pdev, const struct 
 {
 	unsigned int i, words;
 
+	pool->dev = &pdev->dev;
 	pool->slots = region->length >> NODMA_SLOT_SHIFT;
 	pool->areas = clamp_t(unsigned int, pool->slots / AREA_SLOTS_MIN, 1, roundup_pow_of_two(num_possible_cpus()));
 	pool->area_slots = round_down(pool->slots / pool->areas, RING_ALIGN / NODMA_SLOT_SIZE);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The watch: a device that is gone, that asked for a reset, or that was reset without its driver's knowledge,
- * answers nothing any more, and Linux would wait for it for ever. Where buffers are out and none came back for a second, its status is read; a device
- * that is lost is broken, and what it owes ends in errors.
+ * answers nothing any more, and Linux would wait for it for ever. Where buffers are out and none came back for a
+ * second, its status is read; a device that is lost is broken, and what it owes ends in errors.
  */
 #include <linux/blk-mq.h>
 #include <linux/module.h>
