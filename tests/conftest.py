@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +34,7 @@ from nodma.vfio_user.listener import make_listener
 settings.register_profile("nodma", deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
 settings.load_profile("nodma")
 
+ROOT = Path(__file__).parents[1]
 POOL = 1 << 20
 BASE = 0x10_0000_0000
 DISK = 1 << 20
@@ -195,3 +200,34 @@ def count_descriptors() -> Callable[[], int]:
     """
     gc.collect()
     return lambda: sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def page_script(page: Path) -> str:
+    """The commands of a page's console blocks, as one script: lines that begin with "$ ", and go on with "> "."""
+    lines = ["set -e"]
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            assert line.startswith(("$ ", "> ")), f"no command, and output belongs in a text block: {line}"
+            lines.append(line[2:])
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def run_page(tmp_path: Path) -> Callable[[Path, float], subprocess.CompletedProcess[str]]:
+    """Run the commands of a page as a reader would, in an empty directory with the repository's own beside it."""
+
+    def run(page: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+        for name in ("examples", "tests"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-c", page_script(page)],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    return run
