@@ -8,7 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks.front import CACHE_LINE, ENTRIES, PAGE, WANTED, Doorbell, FrontEnd, Limits, Places, Work, cell_bytes
+from benchmarks.front import (
+    CACHE_LINE,
+    ENTRIES,
+    PAGE,
+    SEGMENT,
+    WANTED,
+    Doorbell,
+    FrontEnd,
+    Limits,
+    Places,
+    Work,
+    cell_bytes,
+)
 from benchmarks.vhost_user import (
     Connection,
     MemoryTable,
@@ -44,6 +56,44 @@ def _places(rings: list[RingLayout], reserve: Reserve, work: Work, limits: Limit
     return [
         Places(ring, reserve(cell * work.depth, CACHE_LINE), reserve(work.bytes * work.depth, PAGE)) for ring in rings
     ]
+
+
+class Arena:
+    """A window of our own, given out from its start on."""
+
+    def __init__(self, size: int) -> None:
+        self.window = Window.create(size)
+        self._free = 0
+
+    def reserve(self, length: int, align: int) -> int:
+        """Give the offset of so many bytes. Raises NodmaError if there are not so many left."""
+        at = -(-self._free // align) * align
+        self._free = at + length
+        if self._free > self.window.size:
+            raise NodmaError(f"the window of {self.window.size} bytes is too small for this work")
+        return at
+
+    def rings(self, count: int) -> list[RingLayout]:
+        """Lay out the rings of so many queues."""
+        size = RingLayout.packed_at(0, ENTRIES).end
+        return [RingLayout.packed_at(self.reserve(size, PAGE), ENTRIES) for _ in range(count)]
+
+
+class BareDisk(FrontEnd):
+    """No disk, but the same buffers as one: for :meth:`~FrontEnd.run_bare` on an image of ``capacity`` bytes."""
+
+    def __init__(self, capacity: int, work: Work, *, window: int) -> None:
+        """Make a window of so many bytes. Raises NodmaError if the work does not fit in there."""
+        arena = Arena(window)
+        self._window = arena.window
+        limits = Limits(capacity, SEGMENT)
+        queues = [(places, Doorbell(-1, b"")) for places in _places(arena.rings(1), arena.reserve, work, limits)]
+        super().__init__(work, arena.window, 0, limits, queues, -1)
+
+    def close(self) -> None:
+        """Let go of the window."""
+        super().close()
+        self._window.close()
 
 
 class NodmaDisk(FrontEnd):
@@ -94,8 +144,8 @@ class VhostDisk(FrontEnd):
     def __init__(self, path: Path, work: Work, *, window: int) -> None:
         """Attach, with a window of so many bytes. Raises NodmaError, whichever of it fits, if that fails."""
         self._connection = connection = Connection(path)
-        self._window = Window.create(window)
-        self._free = 0
+        arena = Arena(window)
+        self._window = arena.window
         call_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._eventfds = [call_fd]
         try:
@@ -104,8 +154,8 @@ class VhostDisk(FrontEnd):
             if features & _TRANSPORT != _TRANSPORT:
                 raise NodmaError(f"the disk offers {features:#x}: no VERSION_1, EVENT_IDX or INDIRECT_DESC")
             limits = Limits.of(BlkConfig(connection.config(BlkConfig.size)), features, work.queues)
-            rings = [RingLayout.packed_at(self._reserve(ENTRIES * 32, PAGE), ENTRIES) for _ in range(work.queues)]
-            places = _places(rings, self._reserve, work, limits)
+            rings = arena.rings(work.queues)
+            places = _places(rings, arena.reserve, work, limits)
             self._share_window()
             bells = [self._set_up_queue(index, ring, call_fd) for index, ring in enumerate(rings)]
             queues = list(zip(places, bells, strict=True))
@@ -113,13 +163,6 @@ class VhostDisk(FrontEnd):
         except BaseException:
             self._let_go()
             raise
-
-    def _reserve(self, length: int, align: int) -> int:
-        at = -(-self._free // align) * align
-        self._free = at + length
-        if self._free > self._window.size:
-            raise NodmaError(f"the window of {self._window.size} bytes is too small for this work")
-        return at
 
     def _share_window(self) -> None:
         window = self._window

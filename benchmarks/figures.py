@@ -12,7 +12,8 @@ from benchmarks.native import SUB_BITS
 @dataclass(slots=True)
 class Measured:
     """One run: requests a second, and what one took. CPU is microseconds a request; ``kicks`` and ``sleeps`` are
-    notifications by the driver and its waits for an interrupt, a request.
+    notifications by the driver and its waits for an interrupt, a request. ``waited`` is the share of the run that the
+    device's threads were ready and had no core: much of it, and the run tells of the machine's other work.
     """
 
     rate: float
@@ -23,6 +24,7 @@ class Measured:
     device_cpu_us: float = 0.0
     kicks: float = 0.0
     sleeps: float = 0.0
+    waited: float = 0.0
     beside_window: int = 0
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
-from benchmarks.disks import NodmaDisk, VhostDisk
+from benchmarks.disks import BareDisk, NodmaDisk, VhostDisk
 from benchmarks.figures import Measured
 from benchmarks.front import FrontEnd, Work
 from nodma.errors import NodmaError
@@ -39,43 +42,61 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime(clock.value)
 
 
+def waited_seconds(pid: int) -> float:
+    """How long the threads of a process, those that ended left out, were ready to run and had no core."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9
+
+
 @dataclass(frozen=True)
 class Peer(ABC):
-    """Somebody who serves a disk."""
+    """Somebody who moves data between a disk image and a window."""
 
     name: str
+
+    @abstractmethod
+    def measure(self, image: Path, directory: Path, work: Work, seconds: float) -> Measured:
+        """Start it, warm it up, measure it, end it; ``directory`` takes its socket. Raises NodmaError if that fails."""
+
+
+@dataclass(frozen=True)
+class Server(Peer):
+    """A process that serves a disk."""
 
     @abstractmethod
     def attached(self, image: Path, directory: Path, work: Work) -> Iterator[tuple[int, FrontEnd]]:
         """Start it, attach a front end; give its process and that."""
 
     def measure(self, image: Path, directory: Path, work: Work, seconds: float) -> Measured:
-        """Start it, warm it up, measure it, end it. Raises NodmaError if that fails."""
+        """Measure it through a front end."""
         with contextmanager(self.attached)(image, directory, work) as (pid, front):
             front.run(WARM_SECONDS)
-            cpu = cpu_seconds(pid)
+            cpu, waited = cpu_seconds(pid), waited_seconds(pid)
             found = front.run(seconds)
             found.device_cpu_us = (cpu_seconds(pid) - cpu) / max(1, found.done) * 1e6
+            found.waited = max(0.0, waited_seconds(pid) - waited) / seconds
             view = ProcessView(pid)
             found.beside_window = view.resident() - view.resident_shared()
         return found
 
 
 @dataclass(frozen=True)
-class Nodma(Peer):
+class Nodma(Server):
     """``nodma serve blk``; ``pool`` in bytes."""
 
     options: tuple[str, ...] = ()
-    polled_options: tuple[str, ...] = ("--poll",)
     pool: int = WINDOW
-    environment: Mapping[str, str] = field(default_factory=dict)
+    interpreted: bool = False
 
     def attached(self, image: Path, directory: Path, work: Work) -> Iterator[tuple[int, FrontEnd]]:
         """Start it, attach a front end."""
         path = directory / "nodma.sock"
         options = ["--pool", str(self.pool), "--queues", str(work.queues), *self.options]
-        options += self.polled_options if work.polled else ()
-        with _environment(self.environment), DeviceProcess(image, path, *options) as process:
+        options += ["--poll"] if work.polled and can_poll() else []
+        with _environment(NODMA_PURE=str(int(self.interpreted))), DeviceProcess(image, path, *options) as process:
             with NodmaDisk(path, work) as front:
                 yield process.pid, front
             report = process.stop()
@@ -84,7 +105,7 @@ class Nodma(Peer):
 
 
 @dataclass(frozen=True)
-class StorageDaemon(Peer):
+class StorageDaemon(Server):
     """qemu-storage-daemon, its disk exported over vhost-user. ``iothread`` are its options, None for no iothread."""
 
     aio: str = "threads"
@@ -128,6 +149,31 @@ class StorageDaemon(Peer):
         return [*command, "--blockdev", node, "--export", export]
 
 
+@dataclass(frozen=True)
+class Bare(Peer):
+    """No device at all: a loop in C that does the same system calls into the same buffers."""
+
+    def measure(self, image: Path, directory: Path, work: Work, seconds: float) -> Measured:
+        """Measure the loop; its CPU time is what a device would take."""
+        del directory  # it has no socket
+        descriptor = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with BareDisk(image.stat().st_size, work, window=WINDOW) as front:
+                front.run_bare(descriptor, WARM_SECONDS)
+                found = front.run_bare(descriptor, seconds)
+        finally:
+            os.close(descriptor)
+        found.device_cpu_us, found.front_cpu_us = found.front_cpu_us, 0.0
+        return found
+
+
+@cache
+def can_poll() -> bool:
+    """Whether ``nodma serve blk`` has --poll: before that, only the front end polls."""
+    said = subprocess.run([sys.executable, "-m", "nodma", "serve", "blk", "--help"], capture_output=True, check=True)
+    return b"--poll" in said.stdout
+
+
 def storage_daemon() -> tuple[str, ...]:
     """What starts the guest kit's qemu-storage-daemon. Raises UsageError if there is no kit."""
     root = Kit.open().root
@@ -135,7 +181,7 @@ def storage_daemon() -> tuple[str, ...]:
 
 
 @contextmanager
-def _environment(more: Mapping[str, str]) -> Iterator[None]:
+def _environment(**more: str) -> Iterator[None]:
     """Have processes that are started meanwhile find ``more`` in their environment."""
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
@@ -150,6 +196,7 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
 
 
 OURS: Final = Nodma("nodma")
-INTERPRETED: Final = Nodma("nodma, interpreted", environment={"NODMA_PURE": "1"})
-DAEMON: Final = StorageDaemon("qemu-storage-daemon")
-DAEMON_BEST: Final = StorageDaemon("qemu-storage-daemon, io_uring + iothread", aio="io_uring", iothread="")
+INTERPRETED: Final = Nodma("nodma, interpreted", interpreted=True)
+DAEMON: Final = StorageDaemon("daemon")
+DAEMON_BEST: Final = StorageDaemon("daemon, best", aio="io_uring", iothread="")
+BARE: Final = Bare("bare C")
