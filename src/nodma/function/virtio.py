@@ -231,7 +231,7 @@ class VirtioCore:
 
     def service(self) -> bool:
         """Give each queue that has work a turn; tell whether any has more."""
-        if not self.running:
+        if not self._active or not self.running:
             return False
         for queue in tuple(self._active):
             if not self._serve(queue) and queue in self._active:
