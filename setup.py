@@ -1,11 +1,11 @@
-"""Build the ring with Cython where that is possible; everything else is in pyproject.toml.
+"""Build what is to be fast with Cython where that is possible; everything else is in pyproject.toml.
 
 The compiled modules are optional: with no compiler, or no Cython, the same files run interpreted.
 """
 
 from setuptools import Extension, setup
 
-COMPILED = ("nodma.ring.device_end", "nodma.ring.driver_end")
+COMPILED = ("nodma.ring.device_end", "nodma.ring.driver_end", "nodma.vfio_user.stream")
 
 
 def extensions() -> list[Extension]:

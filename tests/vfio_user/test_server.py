@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +355,32 @@ def test_a_second_client_is_turned_away_and_the_first_goes_on(client: Any, conne
     second = connect()
     assert second.ended()
     assert client.call(Cmd.DEVICE_RESET)[0] == 0
+
+
+def test_a_client_that_never_pauses_keeps_nobody_else_waiting(client: Any, connect: Any, served: Any) -> None:
+    second = connect()
+    second.sock.setblocking(False)
+    turned_away = False
+    while not turned_away:
+        assert client.call(Cmd.REGION_READ, access(2, 0, 4))[0] == 0
+        with suppress(BlockingIOError):
+            turned_away = second.sock.recv(1) == b""
+    assert served.server.clients == 1
+
+
+def test_a_server_stops_while_a_client_speaks(client: Any, served: Any) -> None:
+    def speak() -> None:
+        try:
+            while True:
+                client.call(Cmd.REGION_READ, access(2, 0, 4))
+        except (EOFError, OSError):
+            pass
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    served.server.stop()
+    speaker.join(timeout=30)
+    assert not speaker.is_alive()
 
 
 def test_the_next_client_gets_a_fresh_window_and_a_reset_device(
