@@ -12,7 +12,7 @@ BAR 2, 64-bit and prefetchable, is the window: the client maps it, and no access
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -206,6 +206,10 @@ class PciFunction:
     def _outside(self, region: int, offset: int, count: int) -> UsageError:
         size = self._sizes.get(region, 0)
         return UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
+
+    def notifiers(self, _: int) -> Sequence[tuple[int, int, int]]:
+        """Give the parts of a region that may be written to by eventfd: there are none."""
+        return ()
 
     def service(self) -> bool:
         """Handle requests; tell whether there are more."""

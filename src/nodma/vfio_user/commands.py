@@ -30,6 +30,7 @@ from nodma.spec.vfio_user import (
     DmaMap,
     DmaUnmap,
     Header,
+    IoFdType,
     Irq,
     IrqFlag,
     IrqInfo,
@@ -41,6 +42,8 @@ from nodma.spec.vfio_user import (
     RegionAccess,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
+    SubRegionIoFd,
     Version,
     WriteMulti,
 )
@@ -63,7 +66,6 @@ _REGISTER_BYTES: Final = 8
 _EVENTFD: Final = "anon_inode:[eventfd]"
 _UNSUPPORTED: Final = frozenset(
     {
-        Cmd.DEVICE_GET_REGION_IO_FDS,
         Cmd.DMA_READ,
         Cmd.DMA_WRITE,
         Cmd.DEVICE_FEATURE,
@@ -103,6 +105,7 @@ class Commands:
             Cmd.DMA_UNMAP: self._dma_unmap,
             Cmd.DEVICE_GET_INFO: self._device_info,
             Cmd.DEVICE_GET_REGION_INFO: self._region_info,
+            Cmd.DEVICE_GET_REGION_IO_FDS: self._region_io_fds,
             Cmd.DEVICE_GET_IRQ_INFO: self._irq_info,
             Cmd.DEVICE_SET_IRQS: self._set_irqs,
             Cmd.DEVICE_RESET: self._reset,
@@ -201,6 +204,26 @@ class Commands:
                 flags |= RegionFlag.MMAP
                 fds = [self.endpoint.window.fd]
         return RegionInfo.codec.pack(RegionInfo.size, flags, request.index, 0, size, 0), fds
+
+    def _region_io_fds(self, payload: memoryview, _: list[int]) -> Reply:
+        """Tell which parts of a region may be written to by eventfd, as many as one message has descriptors for.
+
+        The others are written to by REGION_WRITE, as all of them may be.
+        """
+        request = _parse_sized(RegionIoFds, payload)
+        if request.index >= len(Region) or request.flags:
+            raise OSError(errno.EINVAL, f"eventfds of region {request.index} with flags {request.flags:#x}")
+        fds: list[int] = []
+        parts = []
+        for offset, size, eventfd in self.endpoint.notifiers(request.index):
+            if eventfd not in fds and len(fds) < min(MAX_FDS, self._peer_fds):
+                fds.append(eventfd)
+            if eventfd in fds:
+                place = fds.index(eventfd)
+                parts.append(SubRegionIoFd.codec.pack(offset, size, place, IoFdType.IOEVENTFD, 0, 0, 0))
+        argsz = RegionIoFds.size + len(parts) * SubRegionIoFd.size
+        head = RegionIoFds.codec.pack(argsz, 0, request.index, len(parts))
+        return (head, []) if request.argsz < argsz else (head + b"".join(parts), fds)
 
     def _irq_info(self, payload: memoryview, _: list[int]) -> Reply:
         request = _parse_sized(IrqInfo, payload)
