@@ -96,7 +96,7 @@ class Nodma(Server):
         path = directory / "nodma.sock"
         options = ["--pool", str(self.pool), "--queues", str(work.queues), *self.options]
         options += ["--poll"] if work.polled and can_poll() else []
-        with _environment(NODMA_PURE=str(int(self.interpreted))), DeviceProcess(image, path, *options) as process:
+        with pure_python(self.interpreted), DeviceProcess(image, path, *options) as process:
             with NodmaDisk(path, work) as front:
                 yield process.pid, front
             report = process.stop()
@@ -181,18 +181,17 @@ def storage_daemon() -> tuple[str, ...]:
 
 
 @contextmanager
-def _environment(**more: str) -> Iterator[None]:
-    """Have processes that are started meanwhile find ``more`` in their environment."""
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
+def pure_python(interpreted: bool) -> Iterator[None]:
+    """Have device processes that are started meanwhile run interpreted, or not."""
+    before = os.environ.get("NODMA_PURE")
+    os.environ["NODMA_PURE"] = str(int(interpreted))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["NODMA_PURE"]
+        else:
+            os.environ["NODMA_PURE"] = before
 
 
 OURS: Final = Nodma("nodma")
