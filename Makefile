@@ -14,7 +14,7 @@ help: ## Say what can be made
 
 setup: $(STAMP) ## Make a virtual environment, build, install
 
-$(STAMP): pyproject.toml setup.py tools/setup.sh $(wildcard src/nodma/ring/*.p*)
+$(STAMP): pyproject.toml setup.py tools/setup.sh $(wildcard src/nodma/ring/*.p* src/nodma/device/*.pxd src/nodma/device/*_path.py)
 	@tools/setup.sh $(PYTHON) $(VENV)
 	@touch $@
 

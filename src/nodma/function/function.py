@@ -81,8 +81,14 @@ class PciFunction:
         pool: int,
         profile: Profile = SWIOTLB,
         policy: Policy = Policy.REQUIRED,
+        threads: bool = False,
+        poll_ns: int = 0,
     ) -> None:
-        """Raises UsageError if ``pool`` is no power of two that a window can have."""
+        """Raises UsageError if ``pool`` is no power of two that a window can have.
+
+        With ``threads``, queues whose device can do that are served by threads of their own, which poll for ``poll_ns``
+        nanoseconds before they wait; else, and for the others, :meth:`service` does all.
+        """
         if pool & (pool - 1) or not MIN_POOL <= pool <= MAX_POOL:
             raise UsageError(
                 f"a pool of {pool} bytes: it must be a power of two"
@@ -94,7 +100,10 @@ class PciFunction:
         self.device = device
         self.pool = pool
         self.interrupts = Interrupts(vectors)
-        self.core = VirtioCore(device, profile, policy, self.interrupts, Window.create(pool))
+        self.core = VirtioCore(
+            device, profile, policy, self.interrupts, Window.create(pool), threads=threads, poll_ns=poll_ns
+        )
+        self.interrupts.quiet = self.core.quiet
         self.region_limit = min(pool, MAX_REGION)
         """Bytes of the window that the capability tells of."""
         self._common = CommonRegisters(self.core)
@@ -198,7 +207,11 @@ class PciFunction:
     def write(self, region: int, offset: int, data: bytes) -> None:
         """Write to a region. Raises UsageError as :meth:`read` does."""
         self._check(region, offset, len(data))
-        self._writers[region](offset, data)
+        if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(_AREA - 1) == _NOTIFY):
+            self._writers[region](offset, data)
+            return
+        with self.core.quiet():
+            self._writers[region](offset, data)
 
     def _check(self, region: int, offset: int, count: int) -> None:
         spec = self.regions.get(region)
@@ -206,9 +219,18 @@ class PciFunction:
             size = spec.size if spec else 0
             raise UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
 
+    @property
+    def attention(self) -> int:
+        """An eventfd that asks for :meth:`service`; -1 if nobody else calls for it."""
+        return self.core.attention
+
     def service(self) -> bool:
         """Handle requests; tell whether there are more."""
         return self.core.service()
+
+    def finish(self, seconds: float) -> None:
+        """Handle what is there, for so many seconds at most: nobody will be served any more."""
+        self.core.finish(seconds)
 
     def reset(self) -> None:
         """Reset the function as FLR and VFIO's reset do: all but its configuration space.
@@ -216,10 +238,11 @@ class PciFunction:
         VFIO saves and restores that around a reset. A VMM relies on it: QEMU answers its guest's reads of
         the BARs from its own copy, and a guest that finds them unchanged after FLR does not write them again.
         """
-        self._common.reset()
-        self.core.reset()
-        self.interrupts.reset()
-        self._follow_config()
+        with self.core.quiet():
+            self._common.reset()
+            self.core.reset()
+            self.interrupts.reset()
+            self._follow_config()
 
     def _power_cycle(self) -> None:
         """Reset everything, as if the function had just been made."""
@@ -245,6 +268,7 @@ class PciFunction:
         """Give up everything; what was acknowledged is durable."""
         self._power_cycle()
         self.interrupts.close()
+        self.core.close()
         self.device.close()
         self.core.window.close()
 
