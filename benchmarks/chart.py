@@ -41,13 +41,13 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
     mpl.use("svg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nodma", "font.size": 9})
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot
 
     drawing, axes = pyplot.subplots(1, 2, figsize=(11, 0.95 * len(groups) + 1.2), sharey=True, layout="constrained")
     _bars(axes[0], groups, lambda row: median(run["rate"] for run in row["runs"]) / 1e3, "thousand requests a second")
     _bars(axes[1], groups, lambda row: median(run["device_cpu_us"] for run in row["runs"]), "device CPU, us a request")
     axes[0].invert_yaxis()
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    handles = [patches.Patch(color=colour) for colour in COLOURS.values()]
     drawing.legend(handles, list(COLOURS), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     drawing.suptitle("4 KiB requests at random, from the page cache: median of the rounds")
     drawing.savefig(path, metadata={"Date": None})

@@ -7,13 +7,11 @@ import ctypes
 import os
 import socket
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -95,7 +93,7 @@ class Nodma(Server):
         """Start it, attach a front end."""
         path = directory / "nodma.sock"
         options = ["--pool", str(self.pool), "--queues", str(work.queues), *self.options]
-        options += ["--poll"] if work.polled and can_poll() else []
+        options += ["--poll"] if work.polled else []
         with pure_python(self.interpreted), DeviceProcess(image, path, *options) as process:
             with NodmaDisk(path, work) as front:
                 yield process.pid, front
@@ -165,13 +163,6 @@ class Bare(Peer):
             os.close(descriptor)
         found.device_cpu_us, found.front_cpu_us = found.front_cpu_us, 0.0
         return found
-
-
-@cache
-def can_poll() -> bool:
-    """Whether ``nodma serve blk`` has --poll: before that, only the front end polls."""
-    said = subprocess.run([sys.executable, "-m", "nodma", "serve", "blk", "--help"], capture_output=True, check=True)
-    return b"--poll" in said.stdout
 
 
 def storage_daemon() -> tuple[str, ...]:
