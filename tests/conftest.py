@@ -20,7 +20,7 @@ from nodma.device.image import Image
 from nodma.function import PciFunction
 from nodma.ring import is_compiled, load_interpreted
 from nodma.spec.pci import Command, Type0Header
-from nodma.spec.profiles import Policy
+from nodma.spec.profiles import SWIOTLB, Policy, Profile
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import Status
 from nodma.spec.virtio_pci import CommonCfg
@@ -73,8 +73,16 @@ def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
     """Make functions with the image's disk in them."""
     made = []
 
-    def make(*, policy: Policy = Policy.REQUIRED, pool: int = POOL, queues: int = 1, **more: Any) -> PciFunction:
-        function = PciFunction(BlockDevice(Image(image, **more), pool=pool, queues=queues), pool=pool, policy=policy)
+    def make(
+        *,
+        policy: Policy = Policy.REQUIRED,
+        profile: Profile = SWIOTLB,
+        pool: int = POOL,
+        queues: int = 1,
+        **more: Any,
+    ) -> PciFunction:
+        device = BlockDevice(Image(image, **more), pool=pool, queues=queues)
+        function = PciFunction(device, pool=pool, profile=profile, policy=policy)
         made.append(function)
         return function
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from nodma.device.base import Device
 from nodma.errors import UsageError
 from nodma.function.common_cfg import CommonRegisters
 from nodma.function.config_space import ConfigSpace, MemoryBar
 from nodma.function.interrupts import Interrupts
-from nodma.function.virtio import Reach, VirtioCore
+from nodma.function.virtio import VirtioCore
 from nodma.spec.pci import (
     EXPRESS_TYPE_SHIFT,
     Capability,
@@ -36,14 +36,14 @@ from nodma.spec.pci import (
     PciStatus,
     Type0Header,
 )
-from nodma.spec.profiles import MAX_POOL, MAX_REGION, MIN_POOL, SWIOTLB, Policy, Profile
+from nodma.spec.profiles import MAX_POOL, MIN_POOL, SWIOTLB, Policy, Profile
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio_pci import (
     MODERN_DEVICE_BASE,
     VIRTIO_VENDOR,
     CfgType,
-    CommonCfg,
     VirtioPciCap,
+    VirtioPciCap64,
     VirtioPciCfgCap,
     VirtioPciNotifyCap,
 )
@@ -60,6 +60,7 @@ _AREA: Final = 0x1000
 _COMMON, _ISR, _DEVICE, _NOTIFY, _TABLE, _PBA = (n * _AREA for n in (0, 1, 2, 3, 4, 6))
 _REGISTER_BAR_BYTES: Final = 8 * _AREA
 _EXPRESS_VERSION: Final = 2
+_WORD: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,16 @@ class PciFunction:
         profile: Profile = SWIOTLB,
         policy: Policy = Policy.REQUIRED,
     ) -> None:
-        """Raises UsageError if ``pool`` is no power of two that a window can have."""
+        """Raises UsageError for a pool that is no power of two, as a BAR is, and a policy that the profile lacks."""
         if pool & (pool - 1) or not MIN_POOL <= pool <= MAX_POOL:
             raise UsageError(
                 f"a pool of {pool} bytes: it must be a power of two"
                 f" from {MIN_POOL >> 10}K to {MAX_POOL >> 30}G, as a PCI BAR is"
+            )
+        if policy not in profile.policies:
+            raise UsageError(
+                f"the policy {policy} is not to be had with the profile {profile.name}: a driver that does not know"
+                f" {profile.feature.name} cannot work with it by chance ({profile.clauses.refuse})"
             )
         vectors = len(device.queues) + 1
         if vectors > MAX_VECTORS:
@@ -95,7 +101,7 @@ class PciFunction:
         self.pool = pool
         self.interrupts = Interrupts(vectors)
         self.core = VirtioCore(device, profile, policy, self.interrupts, Window.create(pool))
-        self.region_limit = min(pool, MAX_REGION)
+        self.region_limit = min(pool, profile.max_region)
         """Bytes of the window that the capability tells of."""
         self._common = CommonRegisters(self.core)
         self._capabilities = self._make_capabilities()
@@ -126,6 +132,7 @@ class PciFunction:
             WINDOW_BAR: self._write_window,
             Region.CONFIG: self._write_config,
         }
+        self._follow_config()
 
     def _make_header(self) -> Type0Header:
         identity = MODERN_DEVICE_BASE + self.device.device_type
@@ -142,17 +149,6 @@ class PciFunction:
         )
 
     def _make_capabilities(self) -> list[Capability]:
-        def virtio(kind: type[VirtioPciCap], cfg_type: CfgType, bar: int, offset: int, length: int, **more: int) -> Any:
-            return kind.new(
-                cap_id=CapId.VENDOR,
-                cap_len=kind.size,
-                cfg_type=cfg_type,
-                bar=bar,
-                offset=offset,
-                length=length,
-                **more,
-            )
-
         queues = len(self.device.queues)
         express = ExpressCapability.new(
             cap_id=CapId.EXPRESS,
@@ -168,8 +164,8 @@ class PciFunction:
         made = [
             express,
             msix,
-            virtio(VirtioPciCap, CfgType.COMMON, REGISTER_BAR, _COMMON, CommonCfg.size),
-            virtio(
+            _virtio(VirtioPciCap, CfgType.COMMON, REGISTER_BAR, _COMMON, self.core.profile.common.size),
+            _virtio(
                 VirtioPciNotifyCap,
                 CfgType.NOTIFY,
                 REGISTER_BAR,
@@ -177,12 +173,27 @@ class PciFunction:
                 NOTIFY_MULTIPLIER * queues,
                 notify_off_multiplier=NOTIFY_MULTIPLIER,
             ),
-            virtio(VirtioPciCap, CfgType.ISR, REGISTER_BAR, _ISR, 1),
+            _virtio(VirtioPciCap, CfgType.ISR, REGISTER_BAR, _ISR, 1),
         ]
         if self.device.config.size:
-            made.append(virtio(VirtioPciCap, CfgType.DEVICE, REGISTER_BAR, _DEVICE, self.device.config.size))
-        made.append(virtio(VirtioPciCfgCap, CfgType.PCI, 0, 0, 0))
-        made.append(virtio(VirtioPciCap, self.core.profile.cfg_type, WINDOW_BAR, 0, self.region_limit))
+            made.append(_virtio(VirtioPciCap, CfgType.DEVICE, REGISTER_BAR, _DEVICE, self.device.config.size))
+        made.append(_virtio(VirtioPciCfgCap, CfgType.PCI, 0, 0, 0))
+        made.append(self._region_capability())
+        return made
+
+    def _region_capability(self) -> Capability:
+        """Tell of the region, in the profile's form."""
+        profile = self.core.profile
+        made = _virtio(
+            profile.capability,
+            profile.cfg_type,
+            WINDOW_BAR,
+            0,
+            self.region_limit & _WORD,
+            id=profile.shm_id or 0,
+        )
+        if isinstance(made, VirtioPciCap64):
+            made.length_hi = self.region_limit >> 32
         return made
 
     @property
@@ -307,7 +318,7 @@ class PciFunction:
     def _follow_config(self) -> None:
         """Act on what configuration space now says: where the window is, and how to interrupt."""
         address = self._config.bar_address(WINDOW_BAR)
-        self.core.move(None if address is None else Reach(address, 0, self.region_limit))
+        self.core.move(self.core.profile.reach(address, self.region_limit))
         control = MsixCapability(self._config.data, self._msix_at).control
         self.interrupts.set_msix(
             on=bool(control & MsixControl.ENABLE), function_mask=bool(control & MsixControl.FUNCTION_MASK)
@@ -331,6 +342,16 @@ class PciFunction:
             cap.pci_cfg_data = self.read(bar, offset, length).ljust(4, b"\0") if good else bytes(4)
         elif good:
             self.write(bar, offset, data[:length])
+
+
+C = TypeVar("C", bound=VirtioPciCap)
+
+
+def _virtio(kind: type[C], cfg_type: CfgType, bar: int, offset: int, length: int, **more: int) -> C:
+    """Make a virtio capability."""
+    return kind.new(
+        cap_id=CapId.VENDOR, cap_len=kind.size, cfg_type=cfg_type, bar=bar, offset=offset, length=length, **more
+    )
 
 
 def _slice(structure: bytes | bytearray, offset: int, count: int) -> bytes:

@@ -14,7 +14,7 @@ from nodma.device.base import Device, Handler, Queue
 from nodma.errors import BadRing, OutsideAddress
 from nodma.function.interrupts import Interrupts
 from nodma.ring import DeviceRing, RingLayout
-from nodma.spec.profiles import Policy, Profile
+from nodma.spec.profiles import Policy, Profile, Reach
 from nodma.spec.virtio import Feature, Status
 from nodma.spec.virtio_pci import NO_VECTOR, Isr
 from nodma.window import Window
@@ -25,15 +25,6 @@ BATCH: Final = 16
 """Requests that are taken, and published, at once."""
 TURNS: Final = 4
 """Batches that a queue may have before others, and the VMM, have their turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Which addresses are the window's: less ``base`` they are offsets in ``[first, limit)``, in bytes."""
-
-    base: int
-    first: int
-    limit: int
 
 
 @dataclass(slots=True, eq=False)
@@ -161,7 +152,12 @@ class VirtioCore:
         elif self.policy is Policy.REQUIRED and not self.accepted & self.profile.feature.mask:
             self.reason = (
                 f"the driver does not accept VIRTIO_F_{self.profile.feature.name} (bit {self.profile.feature}),"
-                " which this device's policy requires (SW-V1)"
+                f" which this device's policy requires ({self.profile.clauses.refuse})"
+            )
+        elif self.accepted & self.profile.feature.mask and self.profile.needs & ~self.accepted:
+            self.reason = (
+                f"the driver accepts VIRTIO_F_{self.profile.feature.name} without what it needs:"
+                f" features {self.profile.needs & ~self.accepted:#x} (DMB-D1)"
             )
         else:
             return True
