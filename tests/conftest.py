@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from nodma.device import BlockDevice
 from nodma.device.image import Image
-from nodma.function import PciFunction
+from nodma.function import PciFunction, Share
 from nodma.ring import is_compiled, load_interpreted
 from nodma.spec.pci import Command, Type0Header
 from nodma.spec.profiles import SWIOTLB, Policy, Profile
@@ -79,10 +79,11 @@ def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
         profile: Profile = SWIOTLB,
         pool: int = POOL,
         queues: int = 1,
+        share: Share | None = None,
         **more: Any,
     ) -> PciFunction:
         device = BlockDevice(Image(image, **more), pool=pool, queues=queues)
-        function = PciFunction(device, pool=pool, profile=profile, policy=policy)
+        function = PciFunction(device, pool=pool, profile=profile, policy=policy, share=share)
         made.append(function)
         return function
 

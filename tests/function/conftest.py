@@ -19,10 +19,10 @@ HEADER, DATA, STATUS = 0x8000, 0x9000, 0x8010
 
 
 class Disk:
-    """A function with a disk, driven by hand: its ring is ``layout`` in the window."""
+    """A function with a disk, driven by hand: its ring is ``layout`` in the window of ``lender``, its own as a rule."""
 
     def __init__(self, function: PciFunction, registers: Any, layout: RingLayout = LAYOUT) -> None:
-        self.function = function
+        self.function = self.lender = function
         self.registers = registers(function)
         self.core = function.core
         self.layout = layout
@@ -34,12 +34,12 @@ class Disk:
         self.registers.ready()
 
     def set_up(self, base: int = BASE) -> None:
-        self.ring = DriverRing(self.function.window, self.layout, base=base, event_idx=True)
+        self.ring = DriverRing(self.lender.window, self.layout, base=base, event_idx=True)
         self.registers.enable(self.layout, base)
 
     def offer_read(self, base: int = BASE) -> None:
-        BlkRequest.codec.pack_into(self.function.window.bytes, HEADER, BlkType.IN, 0, 4)
-        self.function.window.bytes[STATUS] = 0xFF
+        BlkRequest.codec.pack_into(self.lender.window.bytes, HEADER, BlkType.IN, 0, 4)
+        self.lender.window.bytes[STATUS] = 0xFF
         self.ring._base = base
         self.ring.add([(HEADER, 16)], [(DATA, 512), (STATUS, 1)], "read")
         self.ring.publish()
@@ -51,7 +51,7 @@ class Disk:
 
     @property
     def answer(self) -> bytes:
-        return bytes(self.function.window.view(DATA, 4))
+        return bytes(self.lender.window.view(DATA, 4))
 
 
 @pytest.fixture

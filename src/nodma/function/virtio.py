@@ -7,6 +7,7 @@ touched until the driver resets the device.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -93,9 +94,16 @@ class VirtioCore:
         self.counters = Counters()
         self.reason = ""
         """Why the device last asked for a reset, or refused the features."""
+        self.before_enable: Callable[[VirtQueue], str] = lambda _: ""
+        """Called before a queue is enabled; says why it cannot be, if so."""
         self._reach: Reach | None = None
         self._active: list[VirtQueue] = []
         device.on_config_change(self.config_changed)
+
+    @property
+    def reach(self) -> Reach | None:
+        """Which addresses are the window's now; None if none is."""
+        return self._reach
 
     @property
     def running(self) -> bool:
@@ -177,6 +185,9 @@ class VirtioCore:
             return
         if not self.status & Status.FEATURES_OK:
             self.fail(f"queue {queue.queue.name} enabled before FEATURES_OK")
+            return
+        if why_not := self.before_enable(queue):
+            self.fail(why_not)
             return
         reach = self._reach
         if reach is None:

@@ -88,6 +88,8 @@ class Profile:
     max_region: int
     """Bytes of the longest region that ``capability`` can tell of."""
     policies: tuple[Policy, ...]
+    shareable: bool
+    """Whether functions can share a region: whether a capability can name the function that has it."""
     clauses: Clauses
 
 
@@ -102,6 +104,7 @@ SWIOTLB: Final = Profile(
     reach=bus_addresses,
     max_region=_MAX_LE32_REGION,
     policies=(Policy.REQUIRED, Policy.HOPEFUL),
+    shareable=True,
     clauses=Clauses(refuse="SW-V1", offer="SW-V2", region="SW-V3", inside="SW-D2", memory="SW-D3"),
 )
 """Bus addresses inside the region that capability 10 tells of."""
@@ -119,6 +122,7 @@ DMB: Final = Profile(
     # What a driver without the feature takes for an address may be an offset inside: the device could not tell, and
     # would read and write what nobody meant. So it cannot work without (DMB-V6), and none may hope that it does.
     policies=(Policy.REQUIRED,),
+    shareable=False,
     clauses=Clauses(refuse="DMB-V6", offer="DMB-V2", region="DMB-V2", inside="DMB-V4", memory="DMB-V1"),
 )
 """Offsets in the shared memory region that the common configuration names. Its numbers are provisional."""
