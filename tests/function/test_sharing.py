@@ -179,7 +179,7 @@ def remote(keeper: PoolKeeper) -> Iterator[RemoteKeeper]:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def answer() -> None:
-        while keeper.answer(there):
+        while keeper.answer(there, owner=True):
             pass
 
     thread = threading.Thread(target=answer)
@@ -234,7 +234,7 @@ def test_a_keeper_that_is_gone_is_an_error_and_not_a_hang() -> None:
 
 def test_a_sharer_whose_keeper_is_gone_says_so(make_disk: Callable[..., Any], keeper: PoolKeeper) -> None:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    asked = threading.Thread(target=keeper.answer, args=(there,))
+    asked = threading.Thread(target=keeper.answer, args=(there,), kwargs={"owner": False})
     asked.start()
     disk = make_disk(LAYOUT, share=Share(RemoteKeeper(here), owner=3))
     asked.join(timeout=30)

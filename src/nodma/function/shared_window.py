@@ -65,13 +65,17 @@ class PoolKeeper:
         """Let the memory go."""
         self._window.close()
 
-    def answer(self, channel: socket.socket) -> bool:
-        """Answer one question that came over the socket of a :class:`RemoteKeeper`; False at its end."""
+    def answer(self, channel: socket.socket, *, owner: bool) -> bool:
+        """Answer one question that came over the socket of a :class:`RemoteKeeper`; False at its end.
+
+        Only the ``owner`` may have the window renewed. Raises OSError if the answer cannot be sent at once, over a
+        socket that does not block.
+        """
         question = channel.recv(_REQUEST.size)
         if len(question) < _REQUEST.size:
             return False
         kind, generation = _REQUEST.unpack(question)
-        if kind == _RENEW:
+        if kind == _RENEW and owner:
             self.renew()
         now, fd = self.lend(generation)
         try:
