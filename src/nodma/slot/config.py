@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from nodma.errors import UsageError
 from nodma.sizes import parse_size, show_size
-from nodma.spec.pci import FUNCTIONS
+from nodma.spec.pci import DEVICES, FUNCTIONS
 from nodma.spec.profiles import MAX_POOL, MIN_POOL, PROFILES, SWIOTLB, Policy
 
 DEFAULT_POOL: Final = 16 << 20
@@ -19,7 +19,6 @@ DEFAULT_SLOT: Final = 5
 _SLOT_KEYS: Final = ("pool", "share", "profile", "policy", "processes", "slot", "function")
 _OWN_KEYS: Final = ("device", "program", "socket", "pool", "role")
 _BLK_KEYS: Final = ("image", "read-only", "queues", "serial")
-_MAX_SLOT: Final = 31
 
 
 class Role(StrEnum):
@@ -181,8 +180,8 @@ def _check(slot: SlotConfig) -> None:
             raise UsageError(f"functions {sockets.index(socket)} and {number} both listen on {socket}")
     if slot.processes is Processes.ONE and any(function.program for function in slot.functions):
         raise UsageError("a program of one's own runs in a process of its own: leave processes out")
-    if not 0 <= slot.slot <= _MAX_SLOT:
-        raise UsageError(f"slot {slot.slot}: a bus has slots 0 to {_MAX_SLOT}")
+    if slot.slot not in range(DEVICES):
+        raise UsageError(f"slot {slot.slot}: a bus has slots 0 to {DEVICES - 1}")
 
 
 def _with_owners_pool(slot: SlotConfig) -> SlotConfig:

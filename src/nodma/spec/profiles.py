@@ -18,7 +18,9 @@ from nodma.spec.virtio_pci import CfgType, CommonCfg, VirtioPciCap, VirtioPciCap
 
 MIN_POOL: Final = 64 << 10
 MAX_POOL: Final = 4 << 30
-_MAX_LE32_REGION: Final = MAX_POOL - 4096
+PAGE: Final = 4096
+"""A region begins on one: it is mapped."""
+_MAX_LE32_REGION: Final = MAX_POOL - PAGE
 """The longest region that 32-bit lengths can tell of in whole pages: of a 4 GiB BAR, all but the last."""
 
 SELF: Final = 0xFF
