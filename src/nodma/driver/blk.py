@@ -30,7 +30,7 @@ from nodma.spec.virtio_blk import (
     BlkType,
 )
 from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, NO_VECTOR
-from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolStats
+from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolShare, PoolStats
 
 _WANTED: Final = sum(
     feature.mask
@@ -138,8 +138,8 @@ class BlockDisk:
         self.in_flight = 0
         """Requests that the device has."""
 
-        self._memory = device.window.bytes
-        self.pool = BouncePool(device.window, *device.free, reclaim=self._make_progress)
+        self._memory = device.window.view(0, device.window.size)
+        self.pool = self._make_pool()
         most = self.pool.stats.slots * SLOT // _POOL_SHARE
         self.segment = min(self.pool.max_mapping, size_max, most) // SECTOR * SECTOR
         """Bytes that one part of a request has at most."""
@@ -149,6 +149,12 @@ class BlockDisk:
         for fd in self._eventfds:
             self._poll.register(fd, select.POLLIN)
         device.start()
+
+    def _make_pool(self) -> BouncePool | PoolShare:
+        device = self.device
+        if device.rest is None:
+            return BouncePool(device.window, *device.free, reclaim=self._make_progress)
+        return PoolShare(BouncePool(device.window, *device.free), device.rest, reclaim=self._make_progress)
 
     def _limits(self) -> tuple[int, int, int]:
         """Give seg_max, size_max (bytes) and the number of queues; those that were not negotiated have defaults.
@@ -169,7 +175,7 @@ class BlockDisk:
         """Choose the queues' size: what ``depth`` needs, if that leaves most of the region to the pool."""
         entries = min(_MAX_QUEUE, self.device.queue_limit(0), 1 << max(2, (depth - 1).bit_length()))
         each = _CELL + Descriptor.size * parts
-        room = self.device.region.length // _RING_SHARE // queues
+        room = self.device.free[1] // _RING_SHARE // queues
         while entries > 2 and RingLayout.packed_at(0, entries).end + each * entries > room:
             entries //= 2
         return entries

@@ -79,6 +79,8 @@ class Profile:
     feature: Feature
     needs: int
     """Features, as a mask, without which a driver must not accept ``feature``."""
+    beside: int
+    """Features that a driver accepts with it where they are offered."""
     cfg_type: CfgType
     capability: type[VirtioPciCap]
     """The form of the capability that tells of the region."""
@@ -99,6 +101,7 @@ SWIOTLB: Final = Profile(
     name="swiotlb",
     feature=Feature.SWIOTLB,
     needs=0,
+    beside=0,
     cfg_type=CfgType.SWIOTLB,
     capability=VirtioPciCap,
     shm_id=None,
@@ -115,6 +118,7 @@ DMB: Final = Profile(
     name="dmb",
     feature=Feature.DMB,
     needs=Feature.VERSION_1.mask | Feature.ACCESS_PLATFORM.mask,
+    beside=Feature.ORDER_PLATFORM.mask,
     cfg_type=CfgType.SHARED_MEMORY,
     capability=VirtioPciCap64,
     shm_id=dmb.SHM_ID,
