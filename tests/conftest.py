@@ -70,8 +70,9 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
-    """Make functions with the image's disk in them."""
+    """Make functions with the image's disk in them, or another's."""
     made = []
+    first = image
 
     def make(
         *,
@@ -80,6 +81,7 @@ def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
         pool: int = POOL,
         queues: int = 1,
         share: Share | None = None,
+        image: Path = first,
         **more: Any,
     ) -> PciFunction:
         device = BlockDevice(Image(image, **more), pool=pool, queues=queues)
@@ -183,8 +185,8 @@ class Served:
 def make_served(make_function: Callable[..., PciFunction], tmp_path: Path) -> Callable[..., Served]:
     """Make a server that is not running yet."""
 
-    def make(**options: Any) -> Served:
-        return Served(make_function(**options), tmp_path / "disk.sock")
+    def make(*, path: Path = tmp_path / "disk.sock", **options: Any) -> Served:
+        return Served(make_function(**options), path)
 
     return make
 

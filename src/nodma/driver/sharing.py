@@ -42,7 +42,10 @@ def locate(bus: PciBus, space: ConfigSpace, cap: VirtioCapability) -> RegionPlac
     peer = bus.peer(*place)
     who = f"function {place[1]}" if place[0] == bus.place[0] else f"device {place[0]}, function {place[1]}"
     if peer is None:
-        raise ProbeError(f"capability 10 names the region of {who}, which is not there (SHARE)")
+        raise ProbeError(
+            f"capability 10 names the region of {who}, which is not there (SHARE); functions of one slot are opened"
+            " together, by open_slot"
+        )
     theirs = ConfigSpace.parse(peer.read_config(0, CONFIG_SIZE), peer.bar_sizes())
     if not theirs.answers:
         raise ProbeError(f"capability 10 names the region of {who}, where nothing answers (SHARE)")

@@ -23,6 +23,10 @@ _FIRST_64: Final = 0x10_0000_0000
 """Where 64-bit BARs are put: above what a machine of 64 GiB has as memory."""
 
 
+NOWHERE: Final = (-1, -1)
+"""The place of a function that was not opened as one of a slot."""
+
+
 class Addresses:
     """Hands out bus addresses for BARs, each aligned to its size."""
 
@@ -46,7 +50,7 @@ class VfioUserBus:
         self,
         client: Client,
         *,
-        place: tuple[int, int] = (0, 0),
+        place: tuple[int, int] = NOWHERE,
         neighbours: Neighbours | None = None,
         addresses: Addresses | None = None,
     ) -> None:

@@ -142,7 +142,10 @@ class VirtioPci:
         return Status(self._get(CommonCfg.device_status))
 
     def check(self) -> None:
-        """Raise DeviceFailed if the device asks to be reset."""
+        """Raise DeviceFailed if the device asks to be reset, or the pool that it shares is its owner's no more."""
+        holder = self.place.holder
+        if self.place.shared and self.bus.peer(*holder.place) is not holder:
+            raise DeviceFailed(f"function {holder.place[1]}, which owns the pool, was let go: requests wait for ever")
         if self.status & Status.DEVICE_NEEDS_RESET:
             raise DeviceFailed("the device set DEVICE_NEEDS_RESET: its log says why; reset it to go on")
 

@@ -22,6 +22,7 @@ from nodma.slot.config import FunctionConfig, Role, SlotConfig
 
 _START_SECONDS: Final = 30.0
 _END_SECONDS: Final = 30.0
+_KILL_SECONDS: Final = 5.0
 _LINE_BYTES: Final = 1 << 20
 """A child that says more than that without a line's end is not one of ours."""
 
@@ -73,10 +74,12 @@ class Child:
             self.end = record
 
     def close(self) -> None:
-        """End it, if it has not ended, and let go of all that leads to it."""
-        if self.process.poll() is None:
+        """See it end, by force if need be, and let go of all that leads to it."""
+        try:
+            self.process.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.wait()
+            self.process.wait()
         self.channel.close()
         if self.process.stdout:
             self.process.stdout.close()
@@ -115,7 +118,9 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End what still runs, by force."""
+        """End what still runs."""
+        for child in self.children:
+            child.process.terminate()
         for child in self.children:
             child.close()
         self._selector.close()
