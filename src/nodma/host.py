@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -33,6 +33,9 @@ from nodma.vfio_user.listener import adopt_listener, make_listener
 from nodma.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
+
+POLL_NS: Final = 1_000_000
+"""How long a queue is polled after its last request, at most, with ``--poll``."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +64,7 @@ class HostOptions:
     pool: int = 16 << 20
     profile: str = SWIOTLB.name
     policy: str = Policy.REQUIRED.value
+    poll: bool = False
     verbose: int = 0
     as_json: bool = False
     slot_fd: int | None = None
@@ -92,6 +96,9 @@ _OPTIONS = (
         default=Policy.REQUIRED.value,
         show_default=True,
         help="Refuse a driver that does not accept the profile's feature, or accept it and catch what lies outside.",
+    ),
+    click.option(
+        "--poll", is_flag=True, help="Look for requests all the time while some come, on a core for each queue in use."
     ),
     click.option("-v", "--verbose", count=True, help="Log what happens; twice: every refused message too."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
@@ -136,6 +143,8 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
             profile=PROFILES[options.profile],
             policy=Policy(options.policy),
             share=_share(options),
+            threads=True,
+            poll_ns=POLL_NS if options.poll else 0,
         )
     except BaseException:
         device.close()
@@ -232,9 +241,9 @@ def report(function: PciFunction, server: Server) -> dict[str, Any]:
     return {
         "clients": server.clients,
         "messages": server.messages,
-        "requests": counters.requests,
+        "requests": function.core.requests,
         "notifications": counters.notifications,
-        "interrupts": function.interrupts.delivered,
+        "interrupts": function.core.interrupted,
         "needs_reset": counters.needs_reset,
         "features_refused": counters.refused,
         "addresses_outside_window": counters.outside,

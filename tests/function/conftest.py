@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from nodma.builds import load_interpreted
 from nodma.function import PciFunction
-from nodma.ring import RingLayout, load_interpreted
+from nodma.ring import RingLayout
 from nodma.spec.virtio import Status
 from nodma.spec.virtio_blk import BlkRequest, BlkType
 
-DriverRing = load_interpreted("driver_end").DriverRing  # interpreted, its base can be set anew
+DriverRing = load_interpreted("nodma.ring.driver_end").DriverRing  # interpreted, its base can be set anew
 BASE = 0x10_0000_0000
 LAYOUT = RingLayout.packed_at(0, 16)
 HEADER, DATA, STATUS = 0x8000, 0x9000, 0x8010

@@ -76,7 +76,7 @@ def test_an_outside_buffer_is_caught_counted_and_not_followed(make_disk: Callabl
     assert not disk.ring.pending()
     disk.registers.notify()
     disk.work()  # and nothing happens until a reset
-    assert disk.core.counters.requests == 0
+    assert disk.core.requests == 0
 
 
 def test_needs_reset_interrupts_a_driver_that_is_ready(disk: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nodma.cli.serve_slot import serve_slot
+from nodma.device.image import Cache
 from nodma.host import HostOptions, host, host_options
 from nodma.slot.devices import block_device
 
@@ -36,10 +37,17 @@ serve.add_command(serve_slot)
 @serve.command()
 @click.option("--image", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The disk image.")
 @click.option("--read-only", is_flag=True, help="Refuse writes; the image is opened for reading.")
+@click.option(
+    "--cache",
+    type=click.Choice([mode.value for mode in Cache]),
+    default=Cache.WRITEBACK.value,
+    show_default=True,
+    help="The host's page cache, with flushes; the same, each write durable at once; or none (O_DIRECT).",
+)
 @click.option("--queues", type=int, default=1, show_default=True, metavar="N", help="Request queues.")
 @click.option("--serial", default="", metavar="TEXT", help="Up to 20 ASCII characters.")
 @host_options
-def blk(*, options: HostOptions, image: Path, read_only: bool, queues: int, serial: str) -> None:
+def blk(*, options: HostOptions, image: Path, read_only: bool, cache: str, queues: int, serial: str) -> None:
     """Serve a virtio block device.
 
     Prints one line when the socket accepts. SIGTERM and SIGINT end it: requests that were taken are done,
@@ -48,7 +56,12 @@ def blk(*, options: HostOptions, image: Path, read_only: bool, queues: int, seri
 
     host(
         lambda options: block_device(
-            image, pool=options.share_of_pool, read_only=read_only, queues=queues, serial=serial
+            image,
+            pool=options.share_of_pool,
+            read_only=read_only,
+            queues=queues,
+            serial=serial,
+            cache=Cache(cache),
         ),
         options,
     )

@@ -53,6 +53,7 @@ _DIED = 1
     show_default=True,
     help="A process for each function, or one for all.",
 )
+@click.option("--poll", is_flag=True, help="As of `nodma serve blk`.")
 @click.option("--addr", "slot", type=int, default=DEFAULT_SLOT, show_default=True, help="QEMU's slot for them.")
 @click.option("-v", "--verbose", count=True, help="Log what happens; twice: every refused message too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

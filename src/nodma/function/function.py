@@ -67,9 +67,15 @@ class PciFunction:
         profile: Profile = SWIOTLB,
         policy: Policy = Policy.REQUIRED,
         share: Share | None = None,
+        threads: bool = False,
+        poll_ns: int = 0,
     ) -> None:
-        """Raises UsageError for a pool that is no power of two, as a BAR is, and for what the profile cannot do."""
-        _check(pool, profile, policy, share)
+        """Raises UsageError for a pool that is no power of two, as a BAR is, and for what the profile cannot do.
+
+        With ``threads``, queues whose device can do that are served by threads of their own, which poll for ``poll_ns``
+        nanoseconds before they wait; else, and for the others, :meth:`service` does all.
+        """
+        _check_options(pool, profile, policy, share)
         vectors = len(device.queues) + 1
         if vectors > MAX_VECTORS:
             raise UsageError(f"{len(device.queues)} queues: a function has at most {MAX_VECTORS - 1}")
@@ -77,7 +83,10 @@ class PciFunction:
         self.pool = pool
         self.interrupts = Interrupts(vectors)
         self._memory = SharedWindow(share.keeper, pool, owner=share.owner is None) if share else OwnWindow(pool)
-        self.core = VirtioCore(device, profile, policy, self.interrupts, self._memory.window)
+        self.core = VirtioCore(
+            device, profile, policy, self.interrupts, self._memory.window, threads=threads, poll_ns=poll_ns
+        )
+        self.interrupts.quiet = self.core.quiet
         self.region_limit = min(pool, profile.max_region)
         """Bytes of the window that the capability tells of."""
         self._sharer: Sharer | None = None
@@ -128,7 +137,11 @@ class PciFunction:
     def write(self, region: int, offset: int, data: bytes) -> None:
         """Write to a region. Raises UsageError as :meth:`read` does."""
         self._check(region, offset, len(data))
-        self._writers[region](offset, data)
+        if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(AREA - 1) == NOTIFY_AREA):
+            self._writers[region](offset, data)
+            return
+        with self.core.quiet():
+            self._writers[region](offset, data)
 
     def _check(self, region: int, offset: int, count: int) -> None:
         spec = self.regions.get(region)
@@ -136,9 +149,18 @@ class PciFunction:
             size = spec.size if spec else 0
             raise UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
 
+    @property
+    def attention(self) -> int:
+        """An eventfd that asks for :meth:`service`; -1 if nobody else calls for it."""
+        return self.core.attention
+
     def service(self) -> bool:
         """Handle requests; tell whether there are more."""
         return self.core.service()
+
+    def finish(self, seconds: float) -> None:
+        """Handle what is there, for so many seconds at most: nobody will be served any more."""
+        self.core.finish(seconds)
 
     def reset(self) -> None:
         """Reset the function as FLR and VFIO's reset do: all but its configuration space.
@@ -146,10 +168,11 @@ class PciFunction:
         VFIO saves and restores that around a reset. A VMM relies on it: QEMU answers its guest's reads of
         the BARs from its own copy, and a guest that finds them unchanged after FLR does not write them again.
         """
-        self._common.reset()
-        self.core.reset()
-        self.interrupts.reset()
-        self._follow_config()
+        with self.core.quiet():
+            self._common.reset()
+            self.core.reset()
+            self.interrupts.reset()
+            self._follow_config()
 
     def _power_cycle(self) -> None:
         """Reset everything, as if the function had just been made."""
@@ -177,18 +200,21 @@ class PciFunction:
         """Give up everything; what was acknowledged is durable."""
         self._power_cycle()
         self.interrupts.close()
+        self.core.close()
         self.device.close()
         self._memory.close()
 
     def dma_mapped(self, address: int, size: int) -> None:
         """Take note of memory that the client tells of without a descriptor: it may be another function's BAR."""
         if self._sharer:
-            self._sharer.mapped(address, size)
+            with self.core.quiet():
+                self._sharer.mapped(address, size)
 
     def dma_unmapped(self, address: int, size: int) -> None:
         """Take note that it is gone."""
         if self._sharer:
-            self._sharer.unmapped(address, size)
+            with self.core.quiet():
+                self._sharer.unmapped(address, size)
 
     # Registers
 
@@ -276,7 +302,7 @@ class PciFunction:
             self.write(bar, offset, data[:length])
 
 
-def _check(pool: int, profile: Profile, policy: Policy, share: Share | None) -> None:
+def _check_options(pool: int, profile: Profile, policy: Policy, share: Share | None) -> None:
     """Raise UsageError for what cannot be, or not together."""
     if pool & (pool - 1) or not MIN_POOL <= pool <= MAX_POOL:
         raise UsageError(

@@ -16,9 +16,9 @@ from nodma.spec.profiles import MAX_POOL, MIN_POOL, PROFILES, SWIOTLB, Policy
 
 DEFAULT_POOL: Final = 16 << 20
 DEFAULT_SLOT: Final = 5
-_SLOT_KEYS: Final = ("pool", "share", "profile", "policy", "processes", "slot", "function")
+_SLOT_KEYS: Final = ("pool", "share", "profile", "policy", "processes", "poll", "slot", "function")
 _OWN_KEYS: Final = ("device", "program", "socket", "pool", "role")
-_BLK_KEYS: Final = ("image", "read-only", "queues", "serial")
+_BLK_KEYS: Final = ("image", "read-only", "queues", "serial", "cache")
 
 
 class Role(StrEnum):
@@ -66,6 +66,8 @@ class SlotConfig:
     profile: str = SWIOTLB.name
     policy: str = Policy.REQUIRED.value
     processes: Processes = Processes.EACH
+    poll: bool = False
+    """Whether queues look for requests all the time while some come."""
     slot: int = DEFAULT_SLOT
 
     @property
@@ -117,6 +119,7 @@ def make_config(raw: Mapping[str, Any]) -> SlotConfig:
         profile=_one_of(raw, "profile", list(PROFILES), SWIOTLB.name),
         policy=_one_of(raw, "policy", list(Policy), Policy.REQUIRED),
         processes=Processes(_one_of(raw, "processes", list(Processes), Processes.EACH)),
+        poll=_value(raw, "poll", bool, False, "a slot"),
         slot=_value(raw, "slot", int, DEFAULT_SLOT, "a slot"),
     )
     _check(slot)

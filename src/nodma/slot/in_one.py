@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from nodma.device.image import Cache
+from nodma.errors import UsageError
 from nodma.function import PciFunction, PoolKeeper, Share
-from nodma.host import report
+from nodma.host import POLL_NS, report
 from nodma.slot.config import FunctionConfig, Role, SlotConfig
 from nodma.slot.devices import block_device
 from nodma.spec.profiles import PROFILES, Policy
@@ -86,11 +88,25 @@ def _function(slot: SlotConfig, config: FunctionConfig, keeper: PoolKeeper | Non
         read_only=bool(options.get("read-only", False)),
         queues=int(options.get("queues", 1)),
         serial=str(options.get("serial", "")),
+        cache=_cache(str(options.get("cache", Cache.WRITEBACK.value))),
     )
     try:
         return PciFunction(
-            device, pool=config.pool, profile=PROFILES[slot.profile], policy=Policy(slot.policy), share=share
+            device,
+            pool=config.pool,
+            profile=PROFILES[slot.profile],
+            policy=Policy(slot.policy),
+            share=share,
+            threads=True,
+            poll_ns=POLL_NS if slot.poll else 0,
         )
     except BaseException:
         device.close()
         raise
+
+
+def _cache(text: str) -> Cache:
+    try:
+        return Cache(text)
+    except ValueError as error:
+        raise UsageError(f"cache is {text!r}; it can be {', '.join(Cache)}") from error

@@ -201,7 +201,7 @@ def _command(slot: SlotConfig, config: FunctionConfig, channel: int, verbose: in
     """Give the command line of a function's process."""
     words = list(config.program or (sys.executable, "-m", "nodma", "serve", config.device))
     words += ["--json", "--socket-path", str(config.socket), "--pool", str(config.pool), "--slot-fd", str(channel)]
-    words += ["--profile", slot.profile, "--policy", slot.policy, *["-v"] * verbose]
+    words += ["--profile", slot.profile, "--policy", slot.policy, *["-v"] * verbose, *["--poll"] * slot.poll]
     if config.role is not Role.PRIVATE:
         assert slot.owner
         words += ["--pool-owner", "self" if config.role is Role.OWNER else str(slot.owner.number)]

@@ -50,9 +50,14 @@ class Endpoint(Protocol):
     def interrupts(self) -> InterruptsLike: ...  # noqa: D102
     @property
     def window(self) -> WindowLike: ...  # noqa: D102
+    @property
+    def attention(self) -> int:
+        """An eventfd that asks for :meth:`service`, or -1."""
+
     def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
     def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102
     def service(self) -> bool: ...  # noqa: D102
+    def finish(self, seconds: float) -> None: ...  # noqa: D102
     def reset(self) -> None: ...  # noqa: D102
     def dma_mapped(self, address: int, size: int) -> None: ...  # noqa: D102
     def dma_unmapped(self, address: int, size: int) -> None: ...  # noqa: D102
