@@ -5,7 +5,13 @@ The compiled modules are optional: with no compiler, or no Cython, the same file
 
 from setuptools import Extension, setup
 
-COMPILED = ("nodma.ring.device_end", "nodma.ring.driver_end")
+COMPILED = (
+    "nodma.ring.device_end",
+    "nodma.ring.driver_end",
+    "nodma.ring.path",
+    "nodma.ring.loop",
+    "nodma.device.blk_path",
+)
 
 
 def extensions() -> list[Extension]:

@@ -1,4 +1,4 @@
-"""Run the benchmarks: interleaved rounds, medians with their spread, a table and JSON."""
+"""Run the benchmarks: interleaved rounds, medians with their spread, ratios, targets; a table and JSON."""
 
 from __future__ import annotations
 
@@ -6,136 +6,128 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
-from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from statistics import median
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import path, ring
+from benchmarks import builds, compare
+from benchmarks.plan import Outcome, Plan, Tick, Verdict, stores
 from nodma import __version__
-from nodma.sizes import show_size
+from nodma.errors import NodmaError
+from nodma.guest.kit import set_up
 
-DEPTHS = (1, 32, 128)
-SIZES = (4 << 10, 64 << 10, 1 << 20)
-BUILDS = ("interpreted", "compiled")
-KINDS = {"ring": ring.measure, "ring, indirect": partial(ring.measure, indirect=True), "path": path.measure}
-IMAGE_BYTES = 64 << 20
-TABLE_WIDTH = 152
-
-Key = tuple[str, int, int]
+TABLE_WIDTH: Final = 160
+DISK: Final = Path("/var/tmp")
+"""Where a file system on a disk is to be expected."""
 
 
-def work(arguments: list[str]) -> None:
-    """Measure once, in a process of its own, and print the result."""
-    kind, depth, size, seconds, image = arguments
-    print(json.dumps(KINDS[kind](Path(image), int(depth), int(size), float(seconds))))
+class Part(NamedTuple):
+    """A part of the benchmarks: how often it ticks, and what it does."""
+
+    steps: Callable[[Plan], int]
+    run: Callable[[Plan, Tick], Outcome]
 
 
-def once(build: str, key: Key, seconds: float, image: Path) -> dict[str, float]:
-    """Measure once with one build of the ring."""
-    kind, depth, size = key
-    environment = {**os.environ, "NODMA_PURE": "1" if build == "interpreted" else "0"}
-    command = [sys.executable, "-m", "benchmarks", "--work", kind, str(depth), str(size), str(seconds), str(image)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{kind} at depth {depth} with {show_size(size)} failed:\n{done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout)
-    if result.pop("ring") != build:
-        sys.exit("the compiled ring was not built: install a C compiler, then make setup; or use --build interpreted")
-    return result
+PARTS: Final = {
+    "compare": Part(compare.steps, compare.run),
+    "builds": Part(builds.steps, builds.run),
+}
+QUICK: Final = ("compare",)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the targets only, in two rounds: under two minutes")
+    parser.add_argument("--rounds", type=int, help="interleaved runs of each (default 3; quick 2)")
+    parser.add_argument("--seconds", type=float, help="seconds a run (default 0.4; quick 0.25)")
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part only; may be repeated")
+    parser.add_argument("--match", default="", metavar="TEXT", help='lines with TEXT in their name, as "4K read"')
+    parser.add_argument("--image-dir", type=Path, default=DISK, help="where to put the image (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("benchmarks/results/latest.json"))
+    return parser.parse_args()
 
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved runs of each (default 3)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="seconds a run (default 0.5)")
-    parser.add_argument("--only", choices=KINDS, help="one kind of measurement only")
-    parser.add_argument("--build", choices=BUILDS, help="one build of the ring only")
-    parser.add_argument("--image-dir", type=Path, help="where to put the image (default: the temporary directory)")
-    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("benchmarks/results/latest.json"))
-    asked = parser.parse_args()
-    keys = [(kind, depth, size) for kind in KINDS if asked.only in (None, kind) for depth in DEPTHS for size in SIZES]
-    builds = [asked.build] if asked.build else list(BUILDS)
-    runs: dict[tuple[Key, str], list[dict[str, float]]] = defaultdict(list)
-    console = Console()
-    if console.width < TABLE_WIDTH:
-        console = Console(width=TABLE_WIDTH)  # a number that is cut short is no number
-    with tempfile.TemporaryDirectory(prefix="nodma-bench-", dir=asked.image_dir) as directory:
-        image = Path(directory) / "disk.img"
-        image.write_bytes(os.urandom(IMAGE_BYTES))
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("measuring", total=asked.rounds * len(keys) * len(builds))
-            for _ in range(asked.rounds):
-                for key in keys:
-                    for build in builds:
-                        runs[key, build].append(once(build, key, asked.seconds, image))
-                        progress.advance(task)
-    report(console, runs, keys, builds, asked.json)
+    asked = arguments()
+    wide = Console()
+    console = wide if wide.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)  # a number cut short is no number
+    names = asked.only or (QUICK if asked.quick else PARTS)
+    record: dict[str, Any] = {"about": about()}
+    with stores(asked.image_dir) as (disk, tmpfs, work):
+        rounds, seconds = asked.rounds or (2 if asked.quick else 3), asked.seconds or (0.25 if asked.quick else 0.4)
+        plan = Plan(rounds, seconds, asked.quick, asked.match, disk, tmpfs, work)
+        outcomes = measure(console, plan, {name: PARTS[name] for name in names})
+    for name, outcome in outcomes.items():
+        for table in outcome.tables:
+            console.print(table)
+        for note in outcome.notes:
+            console.print(note, highlight=False)
+        record[name] = outcome.record
+    verdicts = [verdict for outcome in outcomes.values() for verdict in outcome.verdicts]
+    if verdicts:
+        console.print(judged(verdicts))
+    record["targets"] = [
+        {"target": verdict.text, "bound": verdict.bound, "median": verdict.measured.middle, "met": verdict.met}
+        for verdict in verdicts
+    ]
+    record["about"]["load_at_end"] = os.getloadavg()[0]
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
+    asked.json.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"written to {asked.json}")
 
 
-def report(
-    console: Console,
-    runs: dict[tuple[Key, str], list[dict[str, float]]],
-    keys: list[Key],
-    builds: list[str],
-    file: Path,
-) -> None:
-    """Print a table, and write everything that was measured to ``file``."""
-    table = Table(title="reads: median of the rounds (least to most), side by side", title_justify="left")
-    for name in ("what", "depth", "size"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for build in builds:
-        table.add_column(f"{build}\nrequests/s", justify="right")
-        table.add_column("\nMB/s", justify="right")
-        table.add_column("\nCPU us", justify="right")
-    if len(builds) == 2:
-        table.add_column("compiled over\ninterpreted", justify="right")
-    rows = []
-    for key in keys:
-        kind, depth, size = key
-        cells = [kind, str(depth), show_size(size)]
-        for build in builds:
-            rates = sorted(run["rate"] for run in runs[key, build])
-            cpu = median(run["cpu_us"] for run in runs[key, build])
-            middle = median(rates)
-            cells += [f"{middle:,.0f} ({rates[0]:,.0f}-{rates[-1]:,.0f})", f"{middle * size / 1e6:,.0f}", f"{cpu:.2f}"]
-            rows.append(
-                {"what": kind, "depth": depth, "size": size, "ring": build, "rate": middle, "rates": rates}
-                | {"bytes_per_second": middle * size, "cpu_us": cpu}
-            )
-        if len(builds) == 2:
-            pairs = zip(runs[key, "compiled"], runs[key, "interpreted"], strict=True)
-            ratios = sorted(one["rate"] / other["rate"] for one, other in pairs)
-            cells.append(f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
-        table.add_row(*cells)
-    console.print(table)
-    console.print("ring: the device's end in one process, a replaying front end, polled; CPU is all of it.")
-    console.print("ring, indirect: the same through indirect tables, as Linux makes requests.")
-    console.print("path: device process, socket, reference driver in Python, interrupts; CPU is the driver's.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    about = {
+def measure(console: Console, plan: Plan, parts: dict[str, Part]) -> dict[str, Outcome]:
+    """Run the parts, with a progress bar on a terminal."""
+    hidden = not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("fetching the guest kit", total=None)
+        set_up(progress=lambda what, _: progress.update(task, description=what))
+        progress.update(task, total=sum(part.steps(plan) for part in parts.values()), completed=0)
+
+        def tick(what: str) -> None:
+            progress.update(task, description=what, advance=1)
+
+        return {name: part.run(plan, tick) for name, part in parts.items()}
+
+
+def judged(verdicts: list[Verdict]) -> Table:
+    """Give the table of the targets."""
+    table = Table(title="Targets", title_justify="left")
+    table.add_column("target")
+    for name in ("measured", "wanted", "met"):
+        table.add_column(name, justify="right")
+    for verdict in verdicts:
+        wanted = f"{'at most' if verdict.at_most else 'at least'} {verdict.bound:{verdict.form}}"
+        table.add_row(verdict.text, verdict.measured.shown(verdict.form), wanted, "yes" if verdict.met else "no")
+    return table
+
+
+def about() -> dict[str, Any]:
+    """Say on what, and when, this is measured."""
+    return {
         "version": __version__,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
+        "load_at_begin": os.getloadavg()[0],
     }
-    file.write_text(json.dumps({"about": about, "results": rows}, indent=1) + "\n")
-    console.print(f"written to {file}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2:])
-    else:
+        builds.work(sys.argv[2:])
+        sys.exit()
+    try:
         main()
+    except NodmaError as error:
+        sys.exit(f"benchmarks: error: {error}")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +19,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nodma.builds import is_compiled, load_interpreted
 from nodma.device import BlockDevice
 from nodma.device.image import Image
 from nodma.function import PciFunction
-from nodma.ring import is_compiled, load_interpreted
 from nodma.spec.pci import Command, Type0Header
-from nodma.spec.profiles import Policy
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import Status
 from nodma.spec.virtio_pci import CommonCfg
@@ -30,34 +33,40 @@ from nodma.vfio_user.listener import make_listener
 settings.register_profile("nodma", deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
 settings.load_profile("nodma")
 
+ROOT = Path(__file__).parents[1]
 POOL = 1 << 20
 BASE = 0x10_0000_0000
 DISK = 1 << 20
 
 
 def build(name: str, kind: str) -> ModuleType:
-    """One end of the ring: interpreted, or compiled if it was built."""
+    """A module that is compiled: interpreted, or that build if there is one."""
     if kind == "interpreted":
         return load_interpreted(name)
-    module = importlib.import_module(f"nodma.ring.{name}")
+    module = importlib.import_module(name)
     if not is_compiled(module):
         pytest.skip("the ring was not compiled here: there is no C compiler")
     return module
 
 
 @pytest.fixture
-def load_end() -> Callable[[str, str], ModuleType]:
+def load_build() -> Callable[[str, str], ModuleType]:
     return build
+
+
+@pytest.fixture
+def load_end() -> Callable[[str, str], ModuleType]:
+    return lambda end, kind: build(f"nodma.ring.{end}", kind)
 
 
 @pytest.fixture(params=["interpreted", "compiled"])
 def device_end(request: pytest.FixtureRequest) -> ModuleType:
-    return build("device_end", request.param)
+    return build("nodma.ring.device_end", request.param)
 
 
 @pytest.fixture(params=["interpreted", "compiled"])
 def driver_end(request: pytest.FixtureRequest) -> ModuleType:
-    return build("driver_end", request.param)
+    return build("nodma.ring.driver_end", request.param)
 
 
 @pytest.fixture
@@ -70,11 +79,15 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
-    """Make functions with the image's disk in them."""
+    """Make functions with the image's disk in them, or another's."""
     made = []
+    first = image
 
-    def make(*, policy: Policy = Policy.REQUIRED, pool: int = POOL, queues: int = 1, **more: Any) -> PciFunction:
-        function = PciFunction(BlockDevice(Image(image, **more), pool=pool, queues=queues), pool=pool, policy=policy)
+    def make(
+        *, pool: int = POOL, queues: int = 1, read_only: bool = False, image: Path = first, **more: Any
+    ) -> PciFunction:
+        device = BlockDevice(Image(image, read_only=read_only), pool=pool, queues=queues)
+        function = PciFunction(device, pool=pool, **more)
         made.append(function)
         return function
 
@@ -172,10 +185,10 @@ class Served:
 
 @pytest.fixture
 def make_served(make_function: Callable[..., PciFunction], tmp_path: Path) -> Callable[..., Served]:
-    """Make a server that is not running yet."""
+    """Make a server that is not running yet; its queues have threads of their own, as a device process's do."""
 
-    def make(**options: Any) -> Served:
-        return Served(make_function(**options), tmp_path / "disk.sock")
+    def make(*, threads: bool = True, path: Path = tmp_path / "disk.sock", **options: Any) -> Served:
+        return Served(make_function(threads=threads, **options), path)
 
     return make
 
@@ -195,3 +208,34 @@ def count_descriptors() -> Callable[[], int]:
     """
     gc.collect()
     return lambda: sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def page_script(page: Path) -> str:
+    """The commands of a page's console blocks, as one script: lines that begin with "$ ", and go on with "> "."""
+    lines = ["set -e"]
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            assert line.startswith(("$ ", "> ")), f"no command, and output belongs in a text block: {line}"
+            lines.append(line[2:])
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def run_page(tmp_path: Path) -> Callable[[Path, float], subprocess.CompletedProcess[str]]:
+    """Run the commands of a page as a reader would, in an empty directory with the repository's own beside it."""
+
+    def run(page: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+        for name in ("examples", "tests"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-c", page_script(page)],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    return run

@@ -12,18 +12,19 @@ import json
 import logging
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from nodma.device.base import Device
 from nodma.errors import NodmaError
-from nodma.function import PciFunction
-from nodma.process import qemu_device
+from nodma.function import PciFunction, RemoteKeeper, Share
+from nodma.process import end_with_parent, qemu_device
 from nodma.ratelimit import RateLimit
 from nodma.ring import COMPILED
 from nodma.sizes import parse_size
@@ -32,6 +33,9 @@ from nodma.vfio_user.listener import adopt_listener, make_listener
 from nodma.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
+
+POLL_NS: Final = 1_000_000
+"""How long a queue is polled after its last request, at most, with ``--poll``."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,8 +64,17 @@ class HostOptions:
     pool: int = 16 << 20
     profile: str = SWIOTLB.name
     policy: str = Policy.REQUIRED.value
+    poll: bool = False
     verbose: int = 0
     as_json: bool = False
+    slot_fd: int | None = None
+    pool_owner: str | None = None
+    pool_users: int = 1
+
+    @property
+    def share_of_pool(self) -> int:
+        """Bytes of the pool that this device may count on: all, or where it is shared an equal part."""
+        return self.pool // self.pool_users
 
 
 _OPTIONS = (
@@ -84,8 +97,15 @@ _OPTIONS = (
         show_default=True,
         help="Refuse a driver that does not accept the profile's feature, or accept it and catch what lies outside.",
     ),
+    click.option(
+        "--poll", is_flag=True, help="Look for requests all the time while some come, on a core for each queue in use."
+    ),
     click.option("-v", "--verbose", count=True, help="Log what happens; twice: every refused message too."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    # What `nodma serve --slot` tells the processes of its functions.
+    click.option("--slot-fd", type=int, hidden=True, help="Where the keeper of the slot's shared pool answers."),
+    click.option("--pool-owner", hidden=True, help='Whose BAR the shared pool is in: "self", or a function\'s number.'),
+    click.option("--pool-users", type=click.IntRange(1), default=1, hidden=True, help="Functions that share it."),
 )
 
 
@@ -93,7 +113,7 @@ def host_options(command: F) -> F:
     """Give a click command the options that every device process has, as one argument ``options``."""
 
     def gathered(**arguments: Any) -> Any:
-        mine = {name: arguments.pop(name) for name in HostOptions.__slots__}
+        mine = {option.name: arguments.pop(option.name) for option in fields(HostOptions)}
         return command(options=HostOptions(**mine), **arguments)
 
     gathered.__doc__ = command.__doc__
@@ -112,14 +132,19 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
     """
     if (options.socket_path is None) == (options.fd is None):
         raise click.UsageError("give either --socket-path PATH or --fd N: where to listen.")
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(RateLimit())
-    logging.basicConfig(level=level, handlers=[handler], format="nodma: %(levelname)s: %(message)s")
+    if options.slot_fd is not None:
+        end_with_parent()
+    start_log(options.verbose)
     device = make_device(options)
     try:
         function = PciFunction(
-            device, pool=options.pool, profile=PROFILES[options.profile], policy=Policy(options.policy)
+            device,
+            pool=options.pool,
+            profile=PROFILES[options.profile],
+            policy=Policy(options.policy),
+            share=_share(options),
+            threads=True,
+            poll_ns=POLL_NS if options.poll else 0,
         )
     except BaseException:
         device.close()
@@ -138,6 +163,22 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
     finally:
         function.close()
     _say_end(options, report(function, server))
+
+
+def start_log(verbose: int) -> None:
+    """Log to stderr: warnings, with 1 what happens, with 2 every refused message; never more than a reader can read."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RateLimit())
+    logging.basicConfig(level=level, handlers=[handler], format="nodma: %(levelname)s: %(message)s")
+
+
+def _share(options: HostOptions) -> Share | None:
+    """Say whose window it is, if it is shared."""
+    if options.slot_fd is None or options.pool_owner is None:
+        return None
+    keeper = RemoteKeeper(socket.socket(fileno=options.slot_fd))
+    return Share(keeper, None if options.pool_owner == "self" else int(options.pool_owner))
 
 
 def main(device_class: Callable[[], Device]) -> None:
@@ -200,9 +241,9 @@ def report(function: PciFunction, server: Server) -> dict[str, Any]:
     return {
         "clients": server.clients,
         "messages": server.messages,
-        "requests": counters.requests,
+        "requests": function.core.requests,
         "notifications": counters.notifications,
-        "interrupts": function.interrupts.delivered,
+        "interrupts": function.core.interrupted,
         "needs_reset": counters.needs_reset,
         "features_refused": counters.refused,
         "addresses_outside_window": counters.outside,

@@ -5,31 +5,48 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodma.device import BlockDevice, Request
+from nodma.device import BlockDevice
 from nodma.device.blk import request_limits
-from nodma.device.image import Image
+from nodma.device.image import Cache, Image
 from nodma.errors import UsageError
+from nodma.ring import IDLE, DriverRing, RingLayout
 from nodma.spec.virtio_blk import SECTOR, BlkConfig, BlkFeature, BlkRange, BlkRequest, BlkStatus, BlkType
+from nodma.window import Window
 
 DISK = 1 << 20
 OK, IOERR, UNSUPP = BlkStatus.OK, BlkStatus.IOERR, BlkStatus.UNSUPP
+POOL = 1 << 20
+LAYOUT = RingLayout.packed_at(0, 64)
+CELLS = 0x4000  # where requests' parts lie in the window
 Made = Callable[..., BlockDevice]
+
+
+@pytest.fixture(params=["interpreted", "compiled"], autouse=True)
+def build(request: pytest.FixtureRequest, load_build: Callable[[str, str], ModuleType]) -> Iterator[str]:
+    """Paths and rings of one build."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nodma.device.blk.BlockPath", load_build("nodma.device.blk_path", request.param).BlockPath)
+        patch.setattr(Asked, "ring", load_build("nodma.ring.device_end", request.param).DeviceRing)
+        yield request.param
 
 
 @pytest.fixture
 def disk(image: Path) -> Iterator[Made]:
     made: list[BlockDevice] = []
 
-    def make(*, read_only: bool = False, features: int | None = None, **options: Any) -> BlockDevice:
-        device = BlockDevice(Image(image, read_only=read_only), **({"pool": 16 << 20} | options))
+    def make(*, features: int | None = None, pool: int = 16 << 20, **options: Any) -> BlockDevice:
+        opened = {name: options.pop(name) for name in ("read_only", "cache") if name in options}
+        device = BlockDevice(Image(image, **opened), pool=pool, **options)
         device.start(device.features if features is None else features)
         made.append(device)
         return device
@@ -39,17 +56,41 @@ def disk(image: Path) -> Iterator[Made]:
         device.close()
 
 
+class Asked:
+    """A request that goes through a ring of its own, from a driver to the device and back."""
+
+    ring: Any = None
+
+    def __init__(self, device: BlockDevice, readable: list[bytes], writable: list[int]) -> None:
+        """Do it; ``writable`` are the lengths of the parts to fill."""
+        with Window.create(8 << 20) as window:
+            reach: dict[str, Any] = {"base": 0, "first": 0, "limit": window.size}
+            ring = self.ring(window, LAYOUT, indirect=True, event_idx=True, **reach)
+            driver = DriverRing(window, LAYOUT, base=0, event_idx=True)
+            at, parts = CELLS, []
+            for data in (*readable, *(b"\xff" * length for length in writable)):
+                window.bytes[at : at + len(data)] = data
+                parts.append((at, len(data)))
+                at += len(data) + 3
+            assert driver.add(parts[: len(readable)], parts[len(readable) :], self)
+            driver.publish()
+            path = device.make_path(device.queues[0], ring)
+            assert path.serve(4) == IDLE
+            path.close()
+            ((_, self.written),) = driver.reap(4)
+            self.answer = b"".join(
+                bytes(window.bytes[offset : offset + length]) for offset, length in parts[len(readable) :]
+            )
+            del ring, driver, path
+
+
 def ask(
     device: BlockDevice, kind: int, sector: int = 0, out: bytes = b"", back: int = 0, header: bytes | None = None
 ) -> tuple[int, bytes, int]:
     """Do one request in the usual framing; gives status, data and the bytes said to be written."""
     head = BlkRequest.codec.pack(kind, 0, sector) if header is None else header
-    data, status = bytearray(back), bytearray(b"\xff")
-    readable = [memoryview(bytearray(part)) for part in (head, out) if part]
-    writable = [memoryview(data)] if back else []
-    request = Request(0, readable, [*writable, memoryview(status)])
-    device.requests(request)
-    return status[0], bytes(data), request.written
+    asked = Asked(device, [part for part in (head, out) if part], [*([back] if back else []), 1])
+    return asked.answer[-1], asked.answer[:-1], asked.written
 
 
 def test_read_gives_what_is_in_the_image(disk: Made, image: Path) -> None:
@@ -64,21 +105,37 @@ def test_write_goes_into_the_image(disk: Made, image: Path) -> None:
     assert image.read_bytes() == before[: 7 * SECTOR] + b"w" * 1024 + before[9 * SECTOR :]
 
 
-def test_flush_syncs_the_image(disk: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", synced.append)
+def test_a_flush_syncs_the_image(disk: Made) -> None:
     device = disk()
     assert ask(device, BlkType.FLUSH)[0] == OK
-    assert synced == [device.image.fd]
+    assert device.statistics()["flushes"] == 1
+    with failing(device):
+        assert ask(device, BlkType.FLUSH)[0] == IOERR
 
 
-def test_a_driver_without_flush_gets_a_write_through_disk(disk: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", synced.append)
-    ask(disk(features=0), BlkType.OUT, 0, b"w" * 512)
-    assert len(synced) == 1
-    ask(disk(), BlkType.OUT, 0, b"w" * 512)
-    assert len(synced) == 1
+@pytest.mark.parametrize("without", ["driver", "device"])
+def test_without_flush_each_write_is_durable(
+    disk: Made, build: str, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    """Be it that the driver did not take it, or that the device did not offer it (5.2.5.1)."""
+    flags: list[int] = []
+    write = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda *words: flags.append(words[3]) or write(*words))
+    device = disk(features=0) if without == "driver" else disk(cache=Cache.WRITETHROUGH)
+    assert bool(device.features & BlkFeature.FLUSH.mask) == (without == "driver")
+    ask(device, BlkType.OUT, 0, b"w" * 4096)
+    ask(disk(), BlkType.OUT, 0, b"w" * 4096)
+    assert [path.durable for path in device._paths] == [True]
+    assert flags == ([os.RWF_DSYNC, 0] if build == "interpreted" else [])  # compiled, it is not Python that writes
+
+
+def test_without_the_page_cache_any_request_is_done(disk: Made, image: Path) -> None:
+    """Aligned for O_DIRECT or not: the rest goes through the page cache."""
+    device = disk(cache=Cache.NONE)
+    before = image.read_bytes()
+    assert ask(device, BlkType.IN, 3, back=512)[:2] == (OK, before[3 * SECTOR : 4 * SECTOR])
+    assert ask(device, BlkType.OUT, 5, b"d" * 1536) == (OK, b"", 1)
+    assert image.read_bytes()[5 * SECTOR : 8 * SECTOR] == b"d" * 1536
 
 
 def test_get_id_gives_the_serial(disk: Made) -> None:
@@ -178,9 +235,9 @@ def test_a_short_header_is_an_error_and_no_exception(disk: Made, length: int) ->
 
 def test_a_request_with_nowhere_for_a_status_comes_back_empty(disk: Made) -> None:
     device = disk()
-    request = Request(0, [memoryview(bytearray(16))], [])
-    device.requests(request)
-    assert (request.written, device.statistics()["errors"]) == (0, 1)
+    assert Asked(device, [bytes(16)], []).written == 0
+    assert Asked(device, [bytes(16)], [512, 0]).written == 0
+    assert device.statistics()["errors"] == 2
 
 
 def test_a_request_longer_than_the_limits_is_an_error(disk: Made, image: Path) -> None:
@@ -212,21 +269,29 @@ def test_an_image_that_shrank_gives_errors_not_exceptions(disk: Made, image: Pat
     assert ask(device, BlkType.IN, 0, back=512)[0] == OK
 
 
+@contextmanager
+def failing(device: BlockDevice) -> Iterator[None]:
+    """Every write ends in ENOSPC, every flush in EINVAL."""
+    image = device.image
+    fd, image.fd = image.fd, os.open("/dev/full", os.O_RDWR)
+    image.buffered_fd = image.fd
+    try:
+        yield
+    finally:
+        os.close(image.fd)
+        image.fd = image.buffered_fd = fd
+
+
 def test_an_image_that_fails_gives_errors_not_exceptions(disk: Made) -> None:
     device = disk()
-    fd, device.image.fd = device.image.fd, os.open("/dev/full", os.O_RDWR)  # every write ends in ENOSPC
-    try:
+    with failing(device):
         assert ask(device, BlkType.OUT, 0, b"x" * 512)[0] == IOERR
-    finally:
-        os.close(device.image.fd)
-        device.image.fd = fd
 
 
-def pieces(data: bytes, cuts: list[int]) -> list[memoryview]:
-    """Cut a buffer in pieces, some of which may be empty."""
-    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    buffer = memoryview(bytearray(data))
-    return [buffer[begin:end] for begin, end in pairwise(edges) if end > begin]
+def cut(length: int, cuts: list[int]) -> list[int]:
+    """Cut a length in pieces, some of which may be empty; the last is not."""
+    edges = [0, *sorted(cut % length for cut in cuts), length]
+    return [end - begin for begin, end in pairwise(edges)]
 
 
 @given(
@@ -244,10 +309,12 @@ def test_any_framing_gives_the_same_result(
         device.start(device.features)
         out = b"o" * 1024 if kind == BlkType.OUT else b""
         length = {BlkType.IN: 2048, BlkType.OUT: 0, BlkType.GET_ID: 20}[kind]
-        writable = pieces(bytes(length + 1), back)
-        whole = list(writable)
-        device.requests(Request(0, pieces(BlkRequest.codec.pack(kind, 0, 3) + out, cuts), writable))
-        answer = b"".join(whole)
+        data = BlkRequest.codec.pack(kind, 0, 3) + out
+        readable, at = [], 0
+        for size in cut(len(data), cuts):
+            readable.append(data[at : at + size])
+            at += size
+        answer = Asked(device, readable, cut(length + 1, back)).answer
         assert answer[-1] == OK
         if kind == BlkType.IN:
             assert answer[:-1] == path.read_bytes()[3 * SECTOR : 3 * SECTOR + 2048]
@@ -255,6 +322,13 @@ def test_any_framing_gives_the_same_result(
             assert path.read_bytes()[3 * SECTOR : 3 * SECTOR + 1024] == out
         else:
             assert answer[:-1] == b"framed".ljust(20, b"\0")
+
+
+def test_many_small_parts_and_empty_ones_make_one_read(disk: Made, image: Path) -> None:
+    device = disk()
+    data = image.read_bytes()
+    answer = Asked(device, [BlkRequest.codec.pack(BlkType.IN, 0, 0)], [16] * 32 + [0] * 8 + [1]).answer
+    assert answer == data[:512] + b"\0"
 
 
 @pytest.mark.parametrize("order", range(16, 33))

@@ -30,16 +30,3 @@ def test_images_that_cannot_be_served_are_refused(tmp_path: Path, count_descript
         with pytest.raises(UsageError, match=why):
             Image(path)
     assert count_descriptors() == before
-
-
-def test_a_transfer_of_more_parts_than_one_call_takes_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    path.write_bytes(os.urandom(1 << 20))
-    with Image(path) as image:
-        buffer = memoryview(bytearray(512 * 1500))
-        views = [buffer[512 * n : 512 * (n + 1)] for n in range(1500)]
-        assert image.read(views, 512, len(buffer))
-        assert buffer == path.read_bytes()[512 : 512 + len(buffer)]
-        assert image.write(views, 0, len(buffer))
-        assert path.read_bytes()[: len(buffer)] == buffer
-        assert not image.read(views, (1 << 20) - 512, len(buffer))

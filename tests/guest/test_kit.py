@@ -30,7 +30,7 @@ KERNELS = [
 def finish(directory: Path) -> None:
     """What a setup leaves behind at its end."""
     directory.mkdir(parents=True, exist_ok=True)
-    record = {"format": 1, "has_qemu": True, "kernels": [asdict(kernel) for kernel in KERNELS]}
+    record = {"format": kit._FORMAT, "has_qemu": True, "kernels": [asdict(kernel) for kernel in KERNELS]}
     (directory / "kit.json").write_text(json.dumps(record))
 
 

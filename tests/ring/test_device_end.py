@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodma.builds import load_interpreted
 from nodma.errors import BadRing, OutsideAddress
-from nodma.ring import RingLayout, load_interpreted
+from nodma.ring import RingLayout
 from nodma.spec.virtio import DescFlag, Descriptor
 from nodma.window import Window
 
@@ -377,7 +378,7 @@ def both_agree(memory: bytes, options: dict[str, bool]) -> None:
     """The interpreted build is the oracle; it gives views of the window alone (see place), or refuses."""
     import nodma.ring.device_end as built
 
-    assert outcome(load_interpreted("device_end"), memory, options) == outcome(built, memory, options)
+    assert outcome(load_interpreted("nodma.ring.device_end"), memory, options) == outcome(built, memory, options)
 
 
 # Requests

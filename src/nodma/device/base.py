@@ -12,34 +12,69 @@ A whole device::
         def rolls(self, request: Request) -> None:
             request.write(bytes([secrets.randbelow(self.config.sides) + 1]))
 
-A handler gets one request at a time and is done with it when it returns. What it raises sets
-DEVICE_NEEDS_RESET and stops the queues until the driver resets the device.
+A handler gets one request at a time and is done with it when it returns; that of a queue with ``batch`` gets a list of
+them. What it raises sets DEVICE_NEEDS_RESET and stops the queues until the driver resets the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
-from nodma.errors import UsageError
-from nodma.ring import Request
+from nodma.device.handler_path import HandlerPath
+from nodma.errors import BadRing, UsageError
+from nodma.ring import DeviceRing, Request
 from nodma.spec.layout import Layout
 from nodma.spec.virtio import MAX_QUEUE_SIZE
 
-Handler = Callable[[Request], None]
+
+class Path(Protocol):
+    """The path of a queue's requests, off the ring and back. See :class:`nodma.ring.QueuePath`."""
+
+    wanted: bool
+    """The driver wants an interrupt; whoever gives it sets this to False."""
+
+    @property
+    def requests(self) -> int:
+        """Requests taken."""
+
+    @property
+    def interrupts(self) -> int:
+        """Interrupts that the path signalled itself."""
+
+    def serve(self, turns: int) -> int:
+        """Handle up to ``turns`` batches: gives IDLE, BUSY or FAULT."""
+
+    def arm(self) -> bool:
+        """Ask for a notification of the next request; tell whether one came before that took hold."""
+
+    def disarm(self) -> None:
+        """Ask for no notifications."""
+
+    def move(self, base: int) -> None:
+        """Follow the window to another bus address."""
+
+    def explain(self) -> BadRing:
+        """Say what was wrong, after FAULT."""
+
+    def close(self) -> None:
+        """Close what the path opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
     """A virtqueue of a device: at most ``size`` entries, its requests handled by a method of the device.
 
-    The method has the queue's name, or that of ``handler``: several queues may share one.
+    The method has the queue's name, or that of ``handler``: several queues may share one. With ``batch`` it gets a list
+    of requests, all that are there or 16, which are given back together when it returns: for devices that gain by
+    doing several at once.
     """
 
     name: str
     size: int = 256
     handler: str = ""
+    batch: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= MAX_QUEUE_SIZE or self.size & (self.size - 1):
@@ -77,7 +112,24 @@ class Device:
         """Say what this is, for the ready line."""
         return type(self).__name__
 
-    def handler(self, queue: Queue) -> Handler:
+    def make_path(self, queue: Queue, ring: DeviceRing) -> Path:
+        """Make the path of the requests of ``queue``, which the driver has just enabled."""
+        handler = self._handler(queue)
+        if queue.batch:
+            return HandlerPath(ring, handler)
+
+        def each(requests: list[Request]) -> None:
+            for request in requests:
+                handler(request)
+
+        return HandlerPath(ring, each)
+
+    def check(self) -> None:
+        """Raise UsageError unless each queue has what handles its requests."""
+        for queue in self.queues:
+            self._handler(queue)
+
+    def _handler(self, queue: Queue) -> Callable[..., None]:
         """Give the method that handles the requests of ``queue``."""
         handler = getattr(self, queue.handler or queue.name, None)
         if not callable(handler):

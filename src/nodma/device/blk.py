@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from typing import ClassVar, Final
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from nodma.builds import load
 from nodma.device.base import Device, Queue
-from nodma.device.image import Image
+from nodma.device.image import Cache, Image
 from nodma.errors import UsageError
-from nodma.ring import Request
+from nodma.ring import DeviceRing, Request
 from nodma.sizes import show_size
 from nodma.spec.virtio import DeviceType
 from nodma.spec.virtio_blk import (
@@ -18,12 +20,14 @@ from nodma.spec.virtio_blk import (
     BlkConfig,
     BlkFeature,
     BlkRange,
-    BlkRequest,
     BlkStatus,
     BlkType,
 )
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from nodma.device.blk_path import BlockPath
+else:
+    BlockPath = load("nodma.device.blk_path").BlockPath
 
 MAX_QUEUES: Final = 256
 QUEUE_SIZE: Final = 256
@@ -35,9 +39,6 @@ _MAX_SEGMENTS: Final = 126  # with header and status, a table of 128
 _MAX_RANGES: Final = 8
 _MAX_RANGE_SECTORS: Final = (256 << 20) // SECTOR  # what a slow file system zeroes while a VMM waits
 
-_HEADER = BlkRequest.codec
-_HEADER_BYTES = BlkRequest.size
-_IN, _OUT = int(BlkType.IN), int(BlkType.OUT)
 _OK, _IOERR, _UNSUPP = int(BlkStatus.OK), int(BlkStatus.IOERR), int(BlkStatus.UNSUPP)
 
 
@@ -93,8 +94,9 @@ class BlockDevice(Device):
             BlkFeature.SEG_MAX,
             BlkFeature.BLK_SIZE,
             BlkFeature.TOPOLOGY,
-            BlkFeature.FLUSH,
         ]
+        if image.cache is not Cache.WRITETHROUGH:
+            offered.append(BlkFeature.FLUSH)
         offered += [BlkFeature.RO] if image.read_only else [BlkFeature.DISCARD, BlkFeature.WRITE_ZEROES]
         if queues > 1:
             offered.append(BlkFeature.MQ)
@@ -102,9 +104,10 @@ class BlockDevice(Device):
         self._read_only = image.read_only
         self._size = image.size
         self._most = size_max * seg_max  # a longer request would keep the VMM waiting, and no driver makes one
-        self._write_through = False
-        self._reads = self._bytes_read = self._writes = self._bytes_written = 0
-        self._flushes = self._discards = self._write_zeroes = self._errors = 0
+        self._durable = False
+        self._paths: list[BlockPath] = []
+        self._done: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
     def describe(self) -> str:
         """The image and its size."""
@@ -112,7 +115,34 @@ class BlockDevice(Device):
 
     def start(self, features: int) -> None:
         """A driver that did not take FLUSH may believe in a write-through cache (5.2.5.1): be one."""
-        self._write_through = not features & BlkFeature.FLUSH.mask
+        self._durable = not features & BlkFeature.FLUSH.mask
+        for path in self._paths:
+            path.durable = self._durable
+
+    def check(self) -> None:
+        """All queues are alike, and handled by paths of their own."""
+
+    def make_path(self, queue: Queue, ring: DeviceRing) -> BlockPath:  # noqa: ARG002 - all queues are alike
+        """Make the path of the requests of a queue."""
+        path = BlockPath(
+            ring,
+            self._special,
+            fd=self.image.fd,
+            buffered_fd=self.image.buffered_fd,
+            size=self._size,
+            most=self._most,
+            read_only=self._read_only,
+            cached=self.image.cache is not Cache.NONE,
+        )
+        path.durable = self._durable
+        self._paths.append(path)
+        return path
+
+    def reset(self) -> None:
+        """Forget the paths, not what they counted."""
+        for path in self._paths:
+            self._done.update(_counted(path))
+        self._paths.clear()
 
     def drain(self) -> None:
         """Sync the image."""
@@ -126,75 +156,20 @@ class BlockDevice(Device):
 
     def statistics(self) -> dict[str, int]:
         """Requests done, by type, and bytes moved between image and window."""
-        return {
-            "reads": self._reads,
-            "bytes_read": self._bytes_read,
-            "writes": self._writes,
-            "bytes_written": self._bytes_written,
-            "flushes": self._flushes,
-            "discards": self._discards,
-            "write_zeroes": self._write_zeroes,
-            "errors": self._errors,
-        }
+        names = (
+            "reads", "bytes_read", "writes", "bytes_written", "flushes", "discards", "write_zeroes", "errors",
+        )  # fmt: skip
+        total = Counter(self._done)
+        for path in self._paths:
+            total.update(_counted(path))
+        return {name: total[name] for name in names}
 
-    def requests(self, request: Request) -> None:
-        """Do one request; whatever is wrong with it or with the image ends in its status."""
-        status = request.take_tail(1)
-        if status is None:  # nowhere to put a status: all the driver gets is the chain back
-            self._errors += 1
-            return
-        result = _IOERR
-        try:
-            header = request.read(_HEADER_BYTES)
-            if len(header) == _HEADER_BYTES:
-                kind, _, sector = _HEADER.unpack(header)
-                if kind == _IN:
-                    result = self._read(sector * SECTOR, request)
-                elif kind == _OUT:
-                    result = self._write(sector * SECTOR, request.readable)
-                else:
-                    result = self._other(kind, request)
-        except OSError as error:
-            log.warning("%s: %s", self.image.path, error)
-        status[0] = result
-        if result == _OK:
-            request.written += 1  # the status; behind data that was not written it does not count (2.7.8.2)
-        else:
-            self._errors += 1
-
-    def _read(self, offset: int, request: Request) -> int:
-        data = request.writable
-        length = len(data[0]) if len(data) == 1 else sum(map(len, data))
-        if not 0 < length <= self._size - offset or length % SECTOR or length > self._most:
-            return _IOERR
-        if not self.image.read(data, offset, length):
-            return _IOERR
-        request.written = length
-        self._reads += 1
-        self._bytes_read += length
-        return _OK
-
-    def _write(self, offset: int, data: list[memoryview]) -> int:
-        length = sum(map(len, data))
-        if self._read_only or not 0 < length <= self._size - offset or length % SECTOR or length > self._most:
-            return _IOERR
-        if not self.image.write(data, offset, length):
-            return _IOERR
-        if self._write_through:
-            self.image.flush()
-        self._writes += 1
-        self._bytes_written += length
-        return _OK
-
-    def _other(self, kind: int, request: Request) -> int:
-        if kind == BlkType.FLUSH:
-            self.drain()
-            self._flushes += 1
-            return _OK
+    def _special(self, kind: int, request: Request) -> int:
+        """Handle a request that is rare; gives its status. A failing image raises OSError."""
         if kind == BlkType.GET_ID:
             return _OK if request.write(self._serial.ljust(ID_BYTES, b"\0")) else _IOERR
         if kind in (BlkType.DISCARD, BlkType.WRITE_ZEROES):
-            return self._ranges(kind, request.read())
+            return self._ranges(kind, request.read(_MAX_RANGES * BlkRange.size + 1))
         return _UNSUPP
 
     def _ranges(self, kind: int, raw: bytes) -> int:
@@ -213,10 +188,20 @@ class BlockDevice(Device):
                 self.image.discard(sector * SECTOR, count * SECTOR)
             else:
                 self.image.write_zeroes(sector * SECTOR, count * SECTOR, unmap=bool(flags & RANGE_UNMAP))
-        if self._write_through:
+        if self._durable:
             self.image.flush()
-        if kind == BlkType.DISCARD:
-            self._discards += 1
-        else:
-            self._write_zeroes += 1
+        with self._counting:
+            self._done["discards" if kind == BlkType.DISCARD else "write_zeroes"] += 1
         return _OK
+
+
+def _counted(path: BlockPath) -> dict[str, int]:
+    """What a path counted."""
+    return {
+        "reads": path.reads,
+        "bytes_read": path.bytes_read,
+        "writes": path.writes,
+        "bytes_written": path.bytes_written,
+        "flushes": path.flushes,
+        "errors": path.errors,
+    }

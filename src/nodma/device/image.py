@@ -1,4 +1,4 @@
-"""A disk image as the block device uses it: a file or a block device, read and written in place."""
+"""A disk image as the block device uses it: a file or a block device, open in one of the cache modes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,23 +21,39 @@ _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _ZEROS: Final = bytes(1 << 16)
-_IOV_MAX: Final = 1024
-
-_Transfer = Callable[[int, list[memoryview], int], int]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
-class Image:
-    """An open disk image. Offsets and lengths are bytes; a failing file raises OSError."""
+class Cache(StrEnum):
+    """What of the host's page cache a disk uses, in the words that QEMU's users know."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open it. Raises UsageError if it is missing, not writable though it must be, or of an odd size."""
+    WRITEBACK = "writeback"
+    """The page cache; what was written is durable after a flush."""
+    WRITETHROUGH = "writethrough"
+    """The page cache, and each write is durable before it is acknowledged; the driver sees no cache to flush."""
+    NONE = "none"
+    """No page cache (O_DIRECT); what was written is durable after a flush, for the disk may have a cache of its own."""
+
+
+class Image:
+    """An open disk image. Offsets and lengths are bytes; a failing file raises OSError.
+
+    ``fd`` is for reading and writing; ``buffered_fd`` goes through the page cache in every mode, for what O_DIRECT
+    refuses.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False, cache: Cache = Cache.WRITEBACK) -> None:
+        """Open it. Raises UsageError if it is missing, not writable though it must be, or of an odd size, or if its
+        file system does without O_DIRECT and the mode does not.
+        """
         self.path = path
         self.read_only = read_only
+        self.cache = cache
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
         try:
-            self.fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            self.fd = self.buffered_fd = os.open(path, flags)
         except FileNotFoundError:
             raise UsageError(f"the image {path} does not exist: create one, for example by truncate -s 1G") from None
         except PermissionError:
@@ -59,33 +75,22 @@ class Image:
                     f"the image {path} has {self.size} bytes, no multiple of {SECTOR}:"
                     f" extend it by truncate -s %{SECTOR} {path}"
                 )
+            if cache is Cache.NONE:
+                self.fd = self._open_direct(flags)
         except BaseException as error:
-            os.close(self.fd)
+            os.close(self.buffered_fd)
             if isinstance(error, OSError):
                 raise UsageError(f"the image {path} has no size that can be told: {error.strerror}") from error
             raise
 
-    def read(self, views: list[memoryview], offset: int, length: int) -> bool:
-        """Fill ``views``, ``length`` bytes in all, from ``offset`` on; False if the file ends before."""
-        if len(views) <= _IOV_MAX and os.preadv(self.fd, views, offset) == length:
-            return True
-        return self._by_pieces(os.preadv, views, offset, length)
-
-    def write(self, views: list[memoryview], offset: int, length: int) -> bool:
-        """Write ``views``, ``length`` bytes in all, at ``offset``; False if the file takes no more."""
-        if len(views) <= _IOV_MAX and os.pwritev(self.fd, views, offset) == length:
-            return True
-        return self._by_pieces(os.pwritev, views, offset, length)
-
-    def _by_pieces(self, call: _Transfer, views: list[memoryview], offset: int, length: int) -> bool:
-        """Transfer what one call did not, which may be all of it again."""
-        done = 0
-        while done < length:
-            step = call(self.fd, _behind(views, done)[:_IOV_MAX], offset + done)
-            if step <= 0:
-                return False
-            done += step
-        return True
+    def _open_direct(self, flags: int) -> int:
+        try:
+            return os.open(self.path, flags | os.O_DIRECT)
+        except OSError as error:
+            raise UsageError(
+                f"the image {self.path} cannot be opened without the page cache: {error.strerror};"
+                " its file system may not know O_DIRECT: use --cache writeback"
+            ) from error
 
     def flush(self) -> None:
         """Make all that was written durable."""
@@ -113,7 +118,7 @@ class Image:
             if error.errno not in _UNSUPPORTED:
                 raise
             while length:
-                count = os.pwrite(self.fd, _ZEROS[:length], offset)
+                count = os.pwrite(self.buffered_fd, _ZEROS[:length], offset)
                 offset += count
                 length -= count
 
@@ -127,23 +132,12 @@ class Image:
     def close(self) -> None:
         """Close the file. May be called twice."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            for fd in {self.fd, self.buffered_fd}:
+                os.close(fd)
+            self.fd = self.buffered_fd = -1
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _behind(views: list[memoryview], skip: int) -> list[memoryview]:
-    """Give what is left of ``views`` behind their first ``skip`` bytes."""
-    rest = []
-    for view in views:
-        if skip >= len(view):
-            skip -= len(view)
-        else:
-            rest.append(view[skip:])
-            skip = 0
-    return rest

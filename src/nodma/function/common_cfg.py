@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nodma.function.virtio import VirtioCore, VirtQueue
+from nodma.spec.dmb import DmbCommonCfg
 from nodma.spec.virtio_pci import NO_VECTOR, CommonCfg
 
 _WORD: Final = 0xFFFFFFFF
@@ -55,7 +56,9 @@ class CommonRegisters:
     def _structure(self) -> CommonCfg:
         core = self._core
         queue = self._queue()
-        return CommonCfg.new(
+        named = {} if core.profile.shm_id is None else {DmbCommonCfg.dmb_shm_id.name: core.profile.shm_id}
+        return core.profile.common.new(
+            **named,
             device_feature_select=self._device_select,
             device_feature=core.offered >> 32 * self._device_select & _WORD if self._device_select < 2 else 0,
             driver_feature_select=self._driver_select,

@@ -8,6 +8,8 @@ vector, a later write of its vector control decides.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from nodma.spec.pci import MSIX_VECTOR_MASKED, MsixEntry
@@ -23,6 +25,8 @@ class Interrupts:
         self.table = bytearray(MsixEntry.size * vectors)
         self.delivered = 0
         """Interrupts that were signalled."""
+        self.quiet: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around what those must not see halfway who signal by :meth:`direct`."""
         self._eventfds: list[int] = [-1] * vectors
         self._masked = [False] * vectors
         self._pending = [False] * vectors
@@ -66,12 +70,13 @@ class Interrupts:
 
     def assign_vectors(self, start: int, eventfds: list[int]) -> None:
         """Wire the vectors from ``start`` on to eventfds, or to nothing where -1 stands."""
-        for vector, fd in enumerate(eventfds, start):
-            if self._eventfds[vector] >= 0:
-                os.close(self._eventfds[vector])
-            self._eventfds[vector] = fd
-            self._masked[vector] = False
-        self._deliver_pending()
+        with self.quiet():
+            for vector, fd in enumerate(eventfds, start):
+                if self._eventfds[vector] >= 0:
+                    os.close(self._eventfds[vector])
+                self._eventfds[vector] = fd
+                self._masked[vector] = False
+            self._deliver_pending()
 
     def assign_intx(self, fd: int) -> None:
         """Wire INTx to an eventfd, or to nothing if it is -1."""
@@ -89,8 +94,9 @@ class Interrupts:
 
     def mask_vectors(self, start: int, count: int, masked: bool) -> None:
         """Mask or unmask vectors; what came while they were masked is delivered then."""
-        self._masked[start : start + count] = [masked] * count
-        self._deliver_pending()
+        with self.quiet():
+            self._masked[start : start + count] = [masked] * count
+            self._deliver_pending()
 
     def mask_intx(self, masked: bool) -> None:
         """Mask INTx, or unmask it, whereupon a line that is still asserted signals again."""
@@ -105,6 +111,12 @@ class Interrupts:
             self._pending[vector] = True
             return
         self._signal(self._eventfds[vector])
+
+    def direct(self, vector: int) -> int:
+        """Give the eventfd by which a vector may be signalled without asking here, until something changes; else -1."""
+        if not self._msix_on or self._function_mask or vector >= self.vectors or self._masked[vector]:
+            return -1
+        return self._eventfds[vector]
 
     def set_line(self, asserted: bool) -> None:
         """Assert or de-assert INTx."""

@@ -7,48 +7,41 @@ touched until the driver resets the device.
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
-from nodma.device.base import Device, Handler, Queue
+from nodma.device.base import Device, Path, Queue
 from nodma.errors import BadRing, OutsideAddress
 from nodma.function.interrupts import Interrupts
-from nodma.ring import DeviceRing, RingLayout
-from nodma.spec.profiles import Policy, Profile
+from nodma.function.threads import QueueThread
+from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueuePath, RingLayout
+from nodma.spec.profiles import Policy, Profile, Reach
 from nodma.spec.virtio import Feature, Status
 from nodma.spec.virtio_pci import NO_VECTOR, Isr
 from nodma.window import Window
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 16
-"""Requests that are taken, and published, at once."""
-TURNS: Final = 4
-"""Batches that a queue may have before others, and the VMM, have their turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Which addresses are the window's: less ``base`` they are offsets in ``[first, limit)``, in bytes."""
-
-    base: int
-    first: int
-    limit: int
-
 
 @dataclass(slots=True, eq=False)
 class VirtQueue:
-    """What the driver set up of one queue. ``desc``, ``driver``, ``device`` are its three addresses."""
+    """What the driver set up of one queue. ``desc``, ``driver``, ``device`` are its three addresses.
+
+    While it is enabled it has a path, and a ``thread`` of its own if the function has such.
+    """
 
     queue: Queue
-    handler: Handler
     size: int = 0
     vector: int = NO_VECTOR
     enabled: bool = False
     desc: int = 0
     driver: int = 0
     device: int = 0
-    ring: DeviceRing | None = None
+    path: Path | None = None
+    thread: QueueThread | None = None
 
     def __post_init__(self) -> None:
         self.size = self.queue.size
@@ -57,14 +50,21 @@ class VirtQueue:
         """Forget it all."""
         self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
         self.desc = self.driver = self.device = 0
-        self.ring = None
+        if self.thread is not None:
+            self.thread.close()
+            self.thread = None
+        if self.path is not None:
+            self.path.close()
+            self.path = None
 
 
 @dataclass(slots=True)
 class Counters:
-    """What happened since the process began."""
+    """What happened since the process began, but for queues that are enabled: their paths count on."""
 
     requests: int = 0
+    interrupts: int = 0
+    """Signalled by the queues' paths."""
     notifications: int = 0
     resets: int = 0
     needs_reset: int = 0
@@ -78,7 +78,15 @@ class VirtioCore:
     """The device model's other side: what the driver negotiated and set up."""
 
     def __init__(
-        self, device: Device, profile: Profile, policy: Policy, interrupts: Interrupts, window: Window
+        self,
+        device: Device,
+        profile: Profile,
+        policy: Policy,
+        interrupts: Interrupts,
+        window: Window,
+        *,
+        threads: bool = False,
+        poll_ns: int = 0,
     ) -> None:
         self.device = device
         self.profile = profile
@@ -98,13 +106,30 @@ class VirtioCore:
         self.isr = Isr(0)
         self.config_vector = NO_VECTOR
         self.config_generation = 0
-        self.queues = [VirtQueue(queue, device.handler(queue)) for queue in device.queues]
+        device.check()
+        self.queues = [VirtQueue(queue) for queue in device.queues]
         self.counters = Counters()
         self.reason = ""
         """Why the device last asked for a reset, or refused the features."""
+        self.before_enable: Callable[[VirtQueue], str] = lambda _: ""
+        """Called before a queue is enabled; says why it cannot be, if so."""
         self._reach: Reach | None = None
         self._active: list[VirtQueue] = []
+        self._quiet = 0
+        self._poll_ns = poll_ns
+        self.attention = -1
+        """An eventfd that is signalled when a queue's thread wants :meth:`service`; -1 without threads."""
+        self.doorbells: list[int] = []
+        """An eventfd a queue, which notifies its thread; whoever may notify may have it. None without threads."""
+        if threads:
+            self.attention = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.doorbells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.queues]
         device.on_config_change(self.config_changed)
+
+    @property
+    def reach(self) -> Reach | None:
+        """Which addresses are the window's now; None if none is."""
+        return self._reach
 
     @property
     def running(self) -> bool:
@@ -125,6 +150,10 @@ class VirtioCore:
         self.interrupts.set_line(False)
         self._active.clear()
         for queue in self.queues:
+            if queue.path is not None:
+                self._pause(queue)
+                self.counters.requests += queue.path.requests
+                self.counters.interrupts += queue.path.interrupts
             queue.reset()
         if had:
             self.counters.resets += 1
@@ -161,7 +190,12 @@ class VirtioCore:
         elif self.policy is Policy.REQUIRED and not self.accepted & self.profile.feature.mask:
             self.reason = (
                 f"the driver does not accept VIRTIO_F_{self.profile.feature.name} (bit {self.profile.feature}),"
-                " which this device's policy requires (SW-V1)"
+                f" which this device's policy requires ({self.profile.clauses.refuse})"
+            )
+        elif self.accepted & self.profile.feature.mask and self.profile.needs & ~self.accepted:
+            self.reason = (
+                f"the driver accepts VIRTIO_F_{self.profile.feature.name} without what it needs:"
+                f" features {self.profile.needs & ~self.accepted:#x} (DMB-D1)"
             )
         else:
             return True
@@ -182,13 +216,16 @@ class VirtioCore:
         if not self.status & Status.FEATURES_OK:
             self.fail(f"queue {queue.queue.name} enabled before FEATURES_OK")
             return
+        if why_not := self.before_enable(queue):
+            self.fail(why_not)
+            return
         reach = self._reach
         if reach is None:
             self.fail(f"queue {queue.queue.name} enabled while the window's BAR decodes no address")
             return
         layout = RingLayout(queue.size, *(address - reach.base for address in (queue.desc, queue.driver, queue.device)))
         try:
-            queue.ring = DeviceRing(
+            ring = DeviceRing(
                 self.window,
                 layout,
                 base=reach.base,
@@ -200,6 +237,10 @@ class VirtioCore:
         except BadRing as error:
             self._caught(queue, error)
             return
+        queue.path = path = self.device.make_path(queue.queue, ring)
+        if self.doorbells and isinstance(path, QueuePath):
+            doorbell = self.doorbells[self.queues.index(queue)]
+            queue.thread = QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=self._poll_ns)
         queue.enabled = True
         self._wake(queue)
 
@@ -210,8 +251,8 @@ class VirtioCore:
         self._reach = reach
         if reach is not None:
             for queue in self.queues:
-                if queue.ring is not None:
-                    queue.ring.move(reach.base)
+                if queue.path is not None:
+                    queue.path.move(reach.base)
             self._wake_all()
 
     def notify(self, index: int) -> None:
@@ -221,16 +262,48 @@ class VirtioCore:
             self._wake(self.queues[index])
 
     def _wake(self, queue: VirtQueue) -> None:
-        if queue.ring is not None and queue not in self._active:
-            queue.ring.disarm()
+        if queue.thread is not None:
+            queue.thread.notify()
+        elif queue.path is not None and queue not in self._active:
+            queue.path.disarm()
             self._active.append(queue)
 
     def _wake_all(self) -> None:
         for queue in self.queues:
             self._wake(queue)
 
+    # Threads
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep the queues' threads still while something is changed that they look at."""
+        self._quiet += 1
+        try:
+            for queue in self.queues:
+                self._pause(queue)
+            yield
+        finally:
+            self._quiet -= 1
+            self._resume()
+
+    @staticmethod
+    def _pause(queue: VirtQueue) -> None:
+        if queue.thread is not None:
+            queue.thread.pause()
+
+    def _resume(self) -> None:
+        """Let the threads go on, if nothing speaks against it."""
+        if self._quiet or not self.running:
+            return
+        for queue in self.queues:
+            if queue.thread is not None:
+                queue.thread.path.signal_fd = self.interrupts.direct(queue.vector)
+                queue.thread.resume()
+
     def service(self) -> bool:
-        """Give each queue that has work a turn; tell whether any has more."""
+        """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
+        if self.attention >= 0:
+            self._attend()
         if not self.running:
             return False
         for queue in tuple(self._active):
@@ -238,30 +311,53 @@ class VirtioCore:
                 self._active.remove(queue)
         return bool(self._active) and self.running
 
-    def _serve(self, queue: VirtQueue) -> bool:
-        """Handle up to TURNS batches of a queue; tell whether there may be more."""
-        ring = queue.ring
-        assert ring is not None
-        handler = queue.handler
+    def finish(self, seconds: float) -> None:
+        """Handle the requests that are there, for so many seconds at most."""
+        end = time.monotonic() + seconds
+        with self.quiet():
+            for queue in self.queues:
+                if queue.thread is not None and self.running:
+                    self._active.append(queue)
+            while self.service() and time.monotonic() < end:
+                pass
+            for queue in self.queues:
+                if queue.thread is not None:
+                    queue.thread.path.drain()
+
+    def _attend(self) -> None:
+        """Do what the queues' threads cannot do themselves."""
         try:
-            for _ in range(TURNS):
-                batch = ring.pop(BATCH)
-                if not batch:
-                    return ring.arm()
-                for request in batch:
-                    handler(request)
-                ring.push(batch)
-                self.counters.requests += len(batch)
-                if ring.publish():
-                    self._interrupt(queue.vector, Isr.QUEUE)
-        except BadRing as error:
-            self._caught(queue, error)
-            return False
+            os.eventfd_read(self.attention)
+        except BlockingIOError:
+            return
+        for queue in self.queues:
+            if queue.thread is None:
+                continue
+            self._deliver(queue, queue.thread.path)
+            if queue.thread.ended and not self.status & Status.DEVICE_NEEDS_RESET:
+                self._caught(queue, queue.thread.explain())
+
+    def _serve(self, queue: VirtQueue) -> bool:
+        """Handle a few batches of a queue; tell whether there may be more."""
+        path = queue.path
+        assert path is not None
+        try:
+            state = path.serve(TURNS)
         except Exception:
             log.exception("the device model failed on queue %s", queue.queue.name)
             self.fail(f"the device model failed on queue {queue.queue.name}; see the log")
             return False
-        return True
+        self._deliver(queue, path)
+        if state == FAULT:
+            self._caught(queue, path.explain())
+            return False
+        return state == BUSY or path.arm()
+
+    def _deliver(self, queue: VirtQueue, path: Path) -> None:
+        """Give the interrupt that a path wants."""
+        if path.wanted:
+            path.wanted = False
+            self._interrupt(queue.vector, Isr.QUEUE)
 
     def _caught(self, queue: VirtQueue, error: BadRing) -> None:
         if isinstance(error, OutsideAddress):
@@ -276,9 +372,29 @@ class VirtioCore:
         log.warning("DEVICE_NEEDS_RESET: %s", reason)
         self.counters.needs_reset += 1
         self._active.clear()
+        for queue in self.queues:
+            self._pause(queue)
         self.status |= Status.DEVICE_NEEDS_RESET
         if self.status & Status.DRIVER_OK:
             self._interrupt(self.config_vector, Isr.CONFIG)
+
+    @property
+    def requests(self) -> int:
+        """Requests taken since the process began."""
+        return self.counters.requests + sum(queue.path.requests for queue in self.queues if queue.path)
+
+    @property
+    def interrupted(self) -> int:
+        """Interrupts delivered since the process began."""
+        signalled = sum(queue.path.interrupts for queue in self.queues if queue.path)
+        return self.interrupts.delivered + self.counters.interrupts + signalled
+
+    def close(self) -> None:
+        """Close what is open, the window excepted. The queues are reset."""
+        for fd in (*self.doorbells, self.attention):
+            if fd >= 0:
+                os.close(fd)
+        self.doorbells, self.attention = [], -1
 
     def config_changed(self) -> None:
         """Tell the driver that the device configuration is another (2.5)."""

@@ -35,5 +35,6 @@ else
 	setsid cttyhack sh
 fi
 sync
-mount -o remount,ro / 2>/dev/null # a root file system on a disk is left clean
+# What is still mounted from a disk is left clean, the root file system too; last mounted, first unmounted.
+sed -n 's,^/dev/[^ ]* \([^ ]*\) .*,\1,p' /proc/mounts | tac | while read -r place; do umount -r "$place"; done
 poweroff -f

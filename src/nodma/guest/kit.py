@@ -1,4 +1,4 @@
-"""What `nodma guest setup` fetches: QEMU, kernels with headers, and what runs in guests."""
+"""What `nodma guest setup` fetches: QEMU, kernels with headers, what runs in guests, and the benchmarks' peer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nodma.guest.kernel import Kernel
 from nodma.guest.qemu import Qemu
 from nodma.guest.tools import Tools
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Counted up when what is fetched changes: an older kit is then fetched anew."""
 
 _BUILD: Final = (
@@ -36,6 +36,8 @@ _BUILD: Final = (
 _GUEST: Final = ("busybox-static", "fio", "e2fsprogs", "python3-minimal", "libpython3-stdlib")
 _FIRMWARE: Final = ("seabios", "ovmf", "qemu-system-data")
 _QEMU: Final = ("qemu-system-x86",)
+_PEERS: Final = ("qemu-utils",)
+"""Has qemu-storage-daemon, which the benchmarks measure us against."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _fetch(directory: Path, mirror: str | None, with_qemu: bool, progress: Progr
     apt = Apt(directory / "apt", mirror)
     apt.update()
     kernels = apt.cloud_kernels()
-    names = [*_BUILD, *_GUEST, *_FIRMWARE, *(_QEMU if with_qemu else ())]
+    names = [*_BUILD, *_GUEST, *_FIRMWARE, *_PEERS, *(_QEMU if with_qemu else ())]
     names += [package for kernel in kernels for package in kernel.packages]
     packages = apt.download(names, progress)
     shutil.rmtree(directory / "root", ignore_errors=True)

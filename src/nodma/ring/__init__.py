@@ -1,67 +1,52 @@
-"""Split virtqueues over a window, both ends: the only code of nodma that is compiled.
+"""Split virtqueues over a window, both ends, and the path of their requests; compiled where there was a compiler.
 
-Where the compiled modules were built, they are used; else, or with ``NODMA_PURE=1`` in the environment,
-the same files run interpreted.
+See :mod:`nodma.builds` for what is compiled, and which build is used.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
+from nodma.builds import is_compiled, load
 from nodma.ring.layout import RingLayout
+from nodma.ring.state import BATCH, BUSY, FAULT, IDLE, PAUSED, TURNS
 
 if TYPE_CHECKING:
     from nodma.ring.device_end import CHAIN_LIMIT, DeviceRing, Request
     from nodma.ring.driver_end import DriverRing, Parts
-
-
-def load_interpreted(name: str) -> ModuleType:
-    """Load ``nodma.ring.<name>`` from its source, whether or not a compiled build of it lies beside it."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"{__name__}.{name}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load(name: str) -> ModuleType:
-    if os.environ.get("NODMA_PURE", "0") not in ("", "0"):
-        return load_interpreted(name)
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def is_compiled(module: ModuleType) -> bool:
-    """Tell whether a module of the ring is the compiled build."""
-    return not str(module.__file__).endswith(".py")
-
-
-if not TYPE_CHECKING:
-    _device_end = _load("device_end")
-    _driver_end = _load("driver_end")
+    from nodma.ring.loop import serve as serve_path
+    from nodma.ring.loop import work as work_path
+    from nodma.ring.path import QueuePath
+else:
+    _device_end = load("nodma.ring.device_end")
+    _driver_end = load("nodma.ring.driver_end")
+    _path = load("nodma.ring.path")
+    _loop = load("nodma.ring.loop")
     CHAIN_LIMIT = _device_end.CHAIN_LIMIT
     DeviceRing = _device_end.DeviceRing
     Request = _device_end.Request
     DriverRing = _driver_end.DriverRing
     Parts = _driver_end.Parts
+    QueuePath = _path.QueuePath
+    serve_path, work_path = _loop.serve, _loop.work
 
-    COMPILED = is_compiled(_device_end) and is_compiled(_driver_end)
-else:
-    COMPILED: bool
+COMPILED: bool = is_compiled(load("nodma.ring.device_end")) and is_compiled(load("nodma.ring.driver_end"))
 
 __all__ = [
+    "BATCH",
+    "BUSY",
     "CHAIN_LIMIT",
     "COMPILED",
+    "FAULT",
+    "IDLE",
+    "PAUSED",
+    "TURNS",
     "DeviceRing",
     "DriverRing",
     "Parts",
+    "QueuePath",
     "Request",
     "RingLayout",
-    "is_compiled",
-    "load_interpreted",
+    "serve_path",
+    "work_path",
 ]

@@ -30,6 +30,10 @@ CHAIN_LIMIT = 1024
 """Descriptors that a chain may have, if the queue is not longer: what one preadv(2) takes (IOV_MAX)."""
 CHAIN_BYTES_LIMIT = 0xFFFFFFFF
 """Bytes that a chain may have in all (2.7.5.2)."""
+_BATCH_LIMIT = 256
+
+# What a driver can do wrong in a chain, for DeviceRing.explain.
+_NO_FAULT, _AHEAD, _INDEX, _OUTSIDE, _NESTED, _TABLE, _ORDER, _LOOP, _LONG = range(9)
 
 
 class Request:
@@ -96,6 +100,28 @@ class Request:
         return last[len(last) - size :]
 
 
+class Batch:
+    """Chains as the ring walked them, flat, for those who handle them without a Python object a request.
+
+    Chain ``i`` has the head ``heads[i]`` and the parts from ``begins[i]`` up to ``begins[i + 1]``, of which the first
+    ``readable[i]`` are for the device to read. Part ``p`` is ``lengths[p]`` bytes at ``offsets[p]`` of the window,
+    checked. What was read from the ring once is here, where no driver can change it.
+    """
+
+    def __init__(self, chains: int, parts: int) -> None:
+        """Make room for so many chains, and so many parts in all of them together."""
+        self.chains = chains
+        self.parts = parts
+        self.heads = shared.numbers("H", chains)
+        self.begins = shared.numbers("I", chains + 1)
+        self.readable = shared.numbers("I", chains)
+        self.offsets = shared.numbers("Q", parts)
+        self.lengths = shared.numbers("I", parts)
+        self.fault = _NO_FAULT
+        self.fault_head = self.fault_index = self.fault_entries = self.fault_flags = 0
+        self.fault_address = self.fault_length = 0
+
+
 class DeviceRing:
     """The queue that ``layout`` places in ``window``.
 
@@ -118,7 +144,8 @@ class DeviceRing:
         layout.check(first, limit, base)
         self._bytes: memoryview = window.bytes
         size = layout.size
-        self._memory = window.bytes
+        self.memory = window.bytes
+        """The window, for those who handle a batch."""
         self._table = layout.desc
         self._avail = window.words("H", layout.avail, 2 + size + 1)
         self._used_head = window.words("H", layout.used, 2 + 4 * size + 1)
@@ -132,37 +159,70 @@ class DeviceRing:
         self.first = first
         self.limit = limit
         self._seen = self._used = self._signalled = 0
+        self._batch = self.make_batch(min(size, _BATCH_LIMIT))
+
+    def make_batch(self, chains: int) -> Batch:
+        """Make a batch of up to so many chains that any chain of this queue fits into."""
+        return Batch(chains, self._room)
 
     def move(self, base: int) -> None:
         """Follow the window to another bus address."""
         self.base = base
 
     def pop(self, most: int) -> list[Request]:
-        """Take up to ``most`` requests that the driver made available.
+        """Take up to ``most`` requests that the driver made available; fewer although there are more, at times.
 
         Raises BadRing at the first that is wrong, once those before it were given out.
         """
-        batch: list[Request] = []
-        seen = self._seen
-        ahead = (shared.load_acquire(self._avail, 1) - seen) & 0xFFFF
-        if ahead > self._size:
-            raise BadRing(f"the available index is {ahead} ahead, the queue has {self._size} entries")
-        try:
-            self._take(batch, min(ahead, most))
-        except BadRing:
-            if not batch:
-                raise  # else the next call comes upon it again
-        self._seen = (seen + len(batch)) & 0xFFFF
-        return batch
+        batch = self._batch
+        count = self.take(batch, most)
+        if count < 0:
+            raise self.explain(batch)
+        requests: list[Request] = []
+        window = self._bytes
+        end = 0
+        for number in range(count):
+            at = end
+            end = batch.begins[number + 1]
+            middle = at + batch.readable[number]
+            readable: list[memoryview] = []
+            writable: list[memoryview] = []
+            while at < middle:
+                offset = batch.offsets[at]
+                readable.append(window[offset : offset + batch.lengths[at]])
+                at += 1
+            while at < end:
+                offset = batch.offsets[at]
+                writable.append(window[offset : offset + batch.lengths[at]])
+                at += 1
+            requests.append(Request(batch.heads[number], readable, writable))
+        return requests
 
     def pending(self) -> bool:
         """Tell whether the driver made something available that was not taken."""
         return shared.load_acquire(self._avail, 1) != self._seen
 
-    def _take(self, batch: list[Request], count: int) -> None:
-        """Walk the next ``count`` chains into ``batch``; each number is read once."""
-        window = self._bytes
-        memory = self._memory
+    def take(self, batch: Batch, most: int) -> int:
+        """Walk up to ``most`` chains that the driver made available into ``batch``; give how many.
+
+        At a chain that is wrong it ends before that; if that is the first, it gives -1, and :meth:`explain` says why.
+        """
+        batch.fault = _NO_FAULT
+        seen = self._seen
+        ahead = (shared.load_acquire(self._avail, 1) - seen) & 0xFFFF
+        if ahead > self._size:
+            batch.fault = _AHEAD
+            batch.fault_index = ahead
+            return -1
+        done = self._walk(batch, min(ahead, most, batch.chains))
+        if batch.fault and not done:
+            return -1
+        self._seen = (seen + done) & 0xFFFF
+        return done
+
+    def _walk(self, batch: Batch, count: int) -> int:
+        """Walk the next ``count`` chains; each number is read once. Gives how many are whole."""
+        memory = self.memory
         avail = self._avail
         mask = self._mask
         room = self._room
@@ -170,43 +230,90 @@ class DeviceRing:
         first = self.first
         limit = self.limit
         indirect = self._indirect
-        for place in range(self._seen, self._seen + count):
-            head = index = avail[2 + (place & mask)]
+        offsets = batch.offsets
+        lengths = batch.lengths
+        parts = batch.parts
+        seen = self._seen
+        fault = _NO_FAULT
+        at = 0
+        for chain in range(count):
+            head = index = avail[2 + ((seen + chain) & mask)]
             table = self._table
             entries = self._size
             total = 0
-            inside = False
-            readable: list[memoryview] = []
-            writable: list[memoryview] = []
+            inside = writing = False
+            begin = middle = at
             for _ in range(room):
                 if index >= entries:
-                    raise BadRing(f"descriptor {index} of a table of {entries}, in the chain of head {head}")
+                    fault = _INDEX
+                    batch.fault_index = index
+                    batch.fault_entries = entries
+                    break
                 address, length, flags, index = shared.load_descriptor(memory, table + _DESC_BYTES * index)
                 offset = address - base
                 if not first <= offset <= limit - length:
-                    raise self._outside(head, address, length, flags)
-                if flags & _INDIRECT:
+                    fault = _OUTSIDE
+                elif flags & _INDIRECT:
                     if inside or not indirect or flags & _NEXT or not length or length % _DESC_BYTES:
-                        raise self._bad_table(head, inside, flags, length)
-                    inside = True
-                    table = offset
-                    entries = length // _DESC_BYTES
-                    index = 0
-                    continue
-                total += length
-                if flags & _WRITE:
-                    writable.append(window[offset : offset + length])
-                elif writable:
-                    raise BadRing(f"the chain of head {head} has a readable part behind a writable one")
+                        fault = _NESTED if inside else _TABLE
+                    else:
+                        inside = True
+                        table = offset
+                        entries = length // _DESC_BYTES
+                        index = 0
+                        continue
+                elif at == parts:
+                    return chain  # the rest has room in the next batch
                 else:
-                    readable.append(window[offset : offset + length])
-                if not flags & _NEXT:
+                    offsets[at] = offset
+                    lengths[at] = length
+                    at += 1
+                    total += length
+                    if flags & _WRITE:
+                        writing = True
+                    elif writing:
+                        fault = _ORDER
+                    else:
+                        middle = at
+                    if flags & _NEXT and not fault:
+                        continue
                     break
+                batch.fault_address = address
+                batch.fault_length = length
+                batch.fault_flags = flags
+                break
             else:
-                raise BadRing(f"the chain of head {head} has a loop, or more descriptors than the device takes")
+                fault = _LOOP
             if total > CHAIN_BYTES_LIMIT:
-                raise BadRing(f"the chain of head {head} has {total} bytes, more than 2^32 - 1")
-            batch.append(Request(head, readable, writable))
+                fault = _LONG
+                batch.fault_length = total
+            if fault:
+                batch.fault = fault
+                batch.fault_head = head
+                return chain
+            batch.heads[chain] = head
+            batch.readable[chain] = middle - begin
+            batch.begins[chain + 1] = at
+        return count
+
+    def explain(self, batch: Batch) -> BadRing:
+        """Say what was wrong with the chain at which :meth:`take` gave -1."""
+        fault, head, length = batch.fault, batch.fault_head, batch.fault_length
+        if fault == _AHEAD:
+            return BadRing(f"the available index is {batch.fault_index} ahead, the queue has {self._size} entries")
+        if fault == _INDEX:
+            return BadRing(
+                f"descriptor {batch.fault_index} of a table of {batch.fault_entries}, in the chain of head {head}"
+            )
+        if fault == _OUTSIDE:
+            return self._outside(head, batch.fault_address, length, batch.fault_flags)
+        if fault in (_NESTED, _TABLE):
+            return self._bad_table(head, fault == _NESTED, batch.fault_flags, length)
+        if fault == _ORDER:
+            return BadRing(f"the chain of head {head} has a readable part behind a writable one")
+        if fault == _LOOP:
+            return BadRing(f"the chain of head {head} has a loop, or more descriptors than the device takes")
+        return BadRing(f"the chain of head {head} has {length} bytes, more than 2^32 - 1")
 
     def _outside(self, head: int, address: int, length: int, flags: int) -> OutsideAddress:
         return OutsideAddress(
@@ -228,6 +335,14 @@ class DeviceRing:
         return BadRing(
             f"the chain of head {head} has an indirect table of {length} bytes, no multiple of {_DESC_BYTES}"
         )
+
+    def give(self, head: int, written: int) -> None:
+        """Give a chain back, with the bytes written to it. :meth:`publish` tells the driver."""
+        used = self._used
+        at = 1 + 2 * (used & self._mask)
+        self._used_ring[at] = head
+        self._used_ring[at + 1] = written
+        self._used = (used + 1) & 0xFFFF
 
     def push(self, done: list[Request]) -> None:
         """Give requests back, with what was written to each. :meth:`publish` tells the driver."""

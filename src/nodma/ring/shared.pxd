@@ -11,6 +11,12 @@ cdef extern from *:
         __asm__ __volatile__("" ::: "memory");
         return d;
     }
+    static inline uint64_t nodma_load_word(const unsigned char *at) {
+        uint64_t word;
+        memcpy(&word, at, sizeof word);
+        __asm__ __volatile__("" ::: "memory");
+        return word;
+    }
     static inline uint16_t nodma_load_acquire(const uint16_t *at) {
         return __atomic_load_n(at, __ATOMIC_ACQUIRE);
     }
@@ -27,21 +33,30 @@ cdef extern from *:
         unsigned short flags
         unsigned short next
     nodma_descriptor nodma_load_descriptor(const unsigned char *at) noexcept nogil
+    unsigned long long nodma_load_word(const unsigned char *at) noexcept nogil
     unsigned short nodma_load_acquire(const unsigned short *at) noexcept nogil
     void nodma_store_release(unsigned short *at, unsigned short value) noexcept nogil
     void nodma_full_fence() noexcept nogil
 
-cdef inline unsigned short load_acquire(unsigned short[::1] words, Py_ssize_t index) noexcept:
+cdef inline unsigned short load_acquire(unsigned short[::1] words, Py_ssize_t index) noexcept nogil:
     return nodma_load_acquire(&words[index])
 
-cdef inline void store_release(unsigned short[::1] words, Py_ssize_t index, unsigned short value) noexcept:
+cdef inline void store_release(unsigned short[::1] words, Py_ssize_t index, unsigned short value) noexcept nogil:
     nodma_store_release(&words[index], value)
 
-cdef inline void full_fence() noexcept:
+cdef inline void full_fence() noexcept nogil:
     nodma_full_fence()
 
 cdef inline (unsigned long long, unsigned int, unsigned short, unsigned short) load_descriptor(
     const unsigned char[::1] memory, unsigned long long at
-) noexcept:
+) noexcept nogil:
     cdef nodma_descriptor d = nodma_load_descriptor(&memory[at])
     return d.addr, d.len, d.flags, d.next
+
+cdef inline (unsigned long long, unsigned long long) load_pair(
+    const unsigned char[::1] memory, unsigned long long at
+) noexcept nogil:
+    return nodma_load_word(&memory[at]), nodma_load_word(&memory[at + 8])
+
+cdef inline object numbers(str code, Py_ssize_t count):
+    return memoryview(bytearray(8 * count)).cast(code)[:count]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import platform
+import struct
 import threading
 from collections.abc import Callable
 
@@ -20,6 +21,18 @@ _SEQ_CST = 5
 
 load_descriptor: Callable[[memoryview, int], tuple[int, int, int, int]] = Descriptor.codec.unpack_from
 """Load addr, len, flags and next of the descriptor at an offset that lies inside the memory."""
+
+
+load_pair: Callable[[memoryview, int], tuple[int, int]] = struct.Struct("<QQ").unpack_from
+"""Load two 64-bit numbers from an offset that lies inside the memory."""
+
+
+def numbers(code: str, count: int) -> list[int]:  # noqa: ARG001 - C needs to know how wide they are
+    """Make room for so many numbers (B, H, I, Q: 8 to 64 bits each) that no other process sees.
+
+    Compiled these are machine words; interpreted, a list is what is fastest.
+    """
+    return [0] * count
 
 
 def _lock_fence() -> Callable[[], object]:

@@ -39,7 +39,10 @@ class WindowLike(Protocol):
 
 
 class Endpoint(Protocol):
-    """What a server needs of a device. ``read`` and ``write`` raise UsageError for what is not there."""
+    """What a server needs of a device. ``read`` and ``write`` raise UsageError for what is not there.
+
+    ``dma_mapped`` and ``dma_unmapped`` tell of the regions that came without a descriptor: addresses and sizes.
+    """
 
     @property
     def regions(self) -> Mapping[int, RegionLike]: ...  # noqa: D102
@@ -47,8 +50,15 @@ class Endpoint(Protocol):
     def interrupts(self) -> InterruptsLike: ...  # noqa: D102
     @property
     def window(self) -> WindowLike: ...  # noqa: D102
+    @property
+    def attention(self) -> int:
+        """An eventfd that asks for :meth:`service`, or -1."""
+
     def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
     def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102
     def service(self) -> bool: ...  # noqa: D102
+    def finish(self, seconds: float) -> None: ...  # noqa: D102
     def reset(self) -> None: ...  # noqa: D102
+    def dma_mapped(self, address: int, size: int) -> None: ...  # noqa: D102
+    def dma_unmapped(self, address: int, size: int) -> None: ...  # noqa: D102
     def detach(self) -> None: ...  # noqa: D102

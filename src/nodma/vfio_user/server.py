@@ -42,6 +42,8 @@ class Server:
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
+        if endpoint.attention >= 0:
+            self._poll.register(endpoint.attention, select.POLLIN)
         self._connection: Connection | None = None
         self._commands = Commands(endpoint, self.guard)
         self._deadline = 0.0
@@ -62,9 +64,7 @@ class Server:
         busy = False
         while not self._stopping:
             busy = self.step(0 if busy else None)
-        end = time.monotonic() + _DRAIN_SECONDS
-        while self.endpoint.service() and time.monotonic() < end:
-            pass
+        self.endpoint.finish(_DRAIN_SECONDS)
         self._drop("the server stops")
 
     def close(self) -> None:

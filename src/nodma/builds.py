@@ -1,0 +1,71 @@
+"""The compiled modules, and the same files interpreted.
+
+Where the compiled modules were built, they are used; else, or with ``NODMA_PURE=1`` in the environment, their sources
+run as they stand. Tests run both side by side.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+COMPILED_MODULES: Final = (
+    "nodma.ring.device_end",
+    "nodma.ring.driver_end",
+    "nodma.ring.path",
+    "nodma.ring.loop",
+    "nodma.device.blk_path",
+)
+"""What setup.py compiles, each behind what it imports."""
+
+_ROOT: Final = Path(__file__).parents[1]
+
+
+_interpreted: Final[dict[str, ModuleType]] = {}
+
+
+def load_interpreted(name: str) -> ModuleType:
+    """Load a module from its source, whether or not a compiled build of it lies beside it.
+
+    What it imports of its kind is interpreted as well; who imports it by its name still gets the compiled build.
+    """
+    wanted = COMPILED_MODULES[: COMPILED_MODULES.index(name) + 1]
+    before = {module: sys.modules.get(module) for module in wanted}
+    try:
+        for module in wanted:
+            sys.modules[module] = _interpreted.get(module) or _execute(module)
+    finally:
+        for module, compiled in before.items():
+            if compiled is None:
+                sys.modules.pop(module, None)
+            else:
+                sys.modules[module] = compiled
+    return _interpreted[name]
+
+
+def _execute(name: str) -> ModuleType:
+    path = _ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec
+    assert spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _interpreted[name] = module
+    return module
+
+
+def load(name: str) -> ModuleType:
+    """Give the module of that name in the build that this process uses, from now on by whatever way it is imported."""
+    if os.environ.get("NODMA_PURE", "0") not in ("", "0"):
+        sys.modules[name] = load_interpreted(name)
+    return importlib.import_module(name)
+
+
+def is_compiled(module: ModuleType) -> bool:
+    """Tell whether a module is the compiled build."""
+    return not str(module.__file__).endswith(".py")

@@ -1,0 +1,388 @@
+"""The path of a block device's requests: from the ring to the image and back, without a Python object a request.
+
+This file runs compiled by Cython, and as it stands when it is not: one source, the same checks. Compiled, reads and
+writes of what the page cache holds need no Python at all.
+
+What would make the queue wait is left to a few threads of the queue's own: reads of what is not cached, flushes,
+writes that must be durable at once, and all that is rare. Requests end in whatever order they are done, as virtio has
+it; a flush covers what was given back before it was made available, and that is written by then (virtio 1.4, 5.2.6.2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+from collections.abc import Callable
+
+import nodma.ring.shared as shared
+import nodma.ring.system as system
+from nodma.ring.device_end import DeviceRing, Request
+from nodma.ring.path import QueuePath
+from nodma.spec.virtio_blk import SECTOR, BlkRequest, BlkStatus, BlkType
+
+log = logging.getLogger("nodma.device.blk")
+
+_SECTOR = SECTOR
+_HEADER_BYTES = BlkRequest.size
+_KIND_MASK = BlkRequest.type.mask
+_IN = int(BlkType.IN)
+_OUT = int(BlkType.OUT)
+_FLUSH = int(BlkType.FLUSH)
+_OK = int(BlkStatus.OK)
+_IOERR = int(BlkStatus.IOERR)
+
+_JOBS = 256
+"""Requests of a queue that can be outstanding; more are waited for."""
+_JOB_PARTS = 128
+"""Parts that an outstanding request can have; one with more is waited for."""
+_PAGE = 4096
+
+Special = Callable[[int, Request], int]
+"""Handles a request that is neither read, write nor flush, by its type; gives the status."""
+
+
+class BlockPath(QueuePath):
+    """The path of one request queue of a disk of ``size`` bytes, open as ``fd``.
+
+    ``buffered_fd`` is the same image through the page cache, for what O_DIRECT refuses; with ``cached`` so is ``fd``.
+    A read or write moves at most ``most`` bytes. While ``durable`` is set, a write is not given back before it is.
+    """
+
+    def __init__(
+        self,
+        ring: DeviceRing,
+        special: Special,
+        *,
+        fd: int,
+        buffered_fd: int,
+        size: int,
+        most: int,
+        read_only: bool = False,
+        cached: bool = True,
+    ) -> None:
+        super().__init__(ring)
+        self._special = special
+        self._fd = fd
+        self._buffered_fd = buffered_fd
+        self._sectors = size // _SECTOR
+        self._most = most
+        self._read_only = read_only
+        self._cached = cached
+        self.durable = False
+        self._memory = ring.memory
+        self._window = memoryview(ring.memory)
+        self._header = memoryview(bytearray(_HEADER_BYTES))
+        self.reads = self.bytes_read = 0
+        self.writes = self.bytes_written = 0
+        self.flushes = self.errors = 0
+        self._nowait = 0
+        self._helped = False
+        self._work_reader = self._work_writer = self._done_reader = self._done_writer = -1
+        self._job_kind = shared.numbers("I", _JOBS)
+        self._job_head = shared.numbers("I", _JOBS)
+        self._job_readable = shared.numbers("I", _JOBS)
+        self._job_parts = shared.numbers("I", _JOBS)
+        self._job_result = shared.numbers("I", _JOBS)
+        self._job_written = shared.numbers("I", _JOBS)
+        self._job_status = shared.numbers("Q", _JOBS)
+        self._job_sector = shared.numbers("Q", _JOBS)
+        self._job_length = shared.numbers("Q", _JOBS)
+        self._job_offsets = shared.numbers("Q", 0)
+        self._job_lengths = shared.numbers("I", 0)
+        self._free = shared.numbers("I", _JOBS)
+        self._free_jobs = _JOBS
+        for number in range(_JOBS):
+            self._free[number] = number
+
+    # With helpers
+
+    def get_help(self) -> None:
+        """Leave what would make the queue wait to threads that run :meth:`work`."""
+        self._job_offsets = shared.numbers("Q", _JOBS * _JOB_PARTS)
+        self._job_lengths = shared.numbers("I", _JOBS * _JOB_PARTS)
+        self._work_reader, self._work_writer = os.pipe2(os.O_CLOEXEC)
+        self._done_reader, self._done_writer = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(self._done_reader, fcntl.F_SETFL, os.O_NONBLOCK)
+        self._nowait = system.NOWAIT
+        self._helped = True
+        self.watch(self._done_reader)
+
+    def drain(self) -> None:
+        """Wait for all that is outstanding, and give it back. The loop does not run."""
+        while self.outstanding:
+            select.select([self._done_reader], [], [])
+            self.collect()
+
+    def dismiss(self) -> None:
+        """Have :meth:`work` return, in every thread that runs it. Nothing is outstanding."""
+        if self._work_writer >= 0:
+            os.close(self._work_writer)
+            self._work_writer = -1
+        self._helped = False
+
+    def close(self) -> None:
+        """Close what the path opened. No thread is in it."""
+        self.dismiss()
+        for fd in (self._work_reader, self._done_reader, self._done_writer):
+            if fd >= 0:
+                os.close(fd)
+        self._work_reader = self._done_reader = self._done_writer = -1
+        super().close()
+
+    def work(self) -> None:
+        """Do what was left to helpers, one after the other, until they are dismissed."""
+        while True:
+            number = system.take(self._work_reader)
+            if number < 0:
+                return
+            self._do(number)
+            system.post(self._done_writer, number)
+
+    def _do(self, number: int) -> None:
+        kind = self._job_kind[number]
+        first = number * _JOB_PARTS
+        parts = self._job_parts[number]
+        self._job_written[number] = 0
+        if kind in (_IN, _OUT):
+            self._job_result[number] = self._transfer(
+                kind, self._job_offsets, self._job_lengths, first, parts,
+                self._job_sector[number] * _SECTOR, self._job_length[number],
+            )  # fmt: skip
+        elif kind == _FLUSH:
+            self._job_result[number] = self._sync()
+        else:
+            self._job_result[number], self._job_written[number] = self._do_special(
+                kind,
+                self._job_head[number],
+                self._job_offsets,
+                self._job_lengths,
+                first,
+                self._job_readable[number],
+                parts,
+            )
+
+    def collect(self) -> int:
+        """Give back what helpers are done with; tell how many."""
+        found = 0
+        while self.outstanding:
+            number = system.take(self._done_reader)
+            if number < 0:
+                break
+            self.outstanding -= 1
+            self._free[self._free_jobs] = number
+            self._free_jobs += 1
+            self._end(
+                self._job_kind[number], self._job_head[number], self._job_status[number], self._job_result[number],
+                self._job_length[number], self._job_written[number],
+            )  # fmt: skip
+            found += 1
+        if found:
+            self.tell()
+        return found
+
+    # A batch
+
+    def handle(self, count: int) -> None:
+        """Do each request of the batch, or leave it to a helper."""
+        offsets = self.batch.offsets
+        lengths = self.batch.lengths
+        begins = self.batch.begins
+        readable = self.batch.readable
+        heads = self.batch.heads
+        end = 0
+        for number in range(count):
+            begin = end
+            end = begins[number + 1]
+            head = heads[number]
+            middle = begin + readable[number]
+            if middle == end or not lengths[end - 1]:  # nowhere to put a status: all the driver gets is the chain back
+                self.errors += 1
+                self.ring.give(head, 0)
+                continue
+            # The last byte is the status, wherever the driver's parts begin and end (2.7.4).
+            lengths[end - 1] -= 1
+            status = offsets[end - 1] + lengths[end - 1]
+            stop = end if lengths[end - 1] else end - 1
+            if begin < middle and lengths[begin] == _HEADER_BYTES:  # as it nearly always is
+                word, sector = shared.load_pair(self._memory, offsets[begin])
+                data = begin + 1
+            elif self._gather(begin, middle):
+                word, sector = shared.load_pair(self._header, 0)
+                data = begin
+            else:
+                self._end(_IN, head, status, _IOERR, 0, 0)
+                continue
+            self._begin(word & _KIND_MASK, head, sector, status, data, middle, stop)
+
+    def _gather(self, begin: int, middle: int) -> bool:
+        """Take the header off the front of the readable parts, however they are cut; False if they are too short."""
+        offsets = self.batch.offsets
+        lengths = self.batch.lengths
+        part = begin
+        for at in range(_HEADER_BYTES):
+            while part < middle and not lengths[part]:
+                part += 1
+            if part == middle:
+                return False
+            self._header[at] = self._memory[offsets[part]]
+            offsets[part] += 1
+            lengths[part] -= 1
+        return True
+
+    def _begin(self, kind: int, head: int, sector: int, status: int, data: int, middle: int, stop: int) -> None:
+        """Do a request, or leave it to a helper. Its readable parts begin at ``data``, the others at ``middle``."""
+        offsets = self.batch.offsets
+        lengths = self.batch.lengths
+        length = 0
+        result = _IOERR
+        written = 0
+        if kind in (_IN, _OUT):
+            first = middle if kind == _IN else data
+            last = stop if kind == _IN else middle
+            if last - first == 1:
+                length = lengths[first]
+            else:
+                for part in range(first, last):
+                    length += lengths[part]
+            count = length // _SECTOR
+            if (
+                0 < length <= self._most  # as long as a request may be,
+                and not length % _SECTOR  # in whole sectors,
+                and count <= self._sectors  # on the disk,
+                and sector <= self._sectors - count
+                and (kind == _IN or not self._read_only)  # that may be written, if it is to be
+            ):
+                if self._quick(kind, sector, length, first, last):
+                    result = _OK
+                elif self._leave(kind, head, sector, length, status, first, 0, last):
+                    return
+                else:
+                    result = self._transfer(kind, offsets, lengths, first, last - first, sector * _SECTOR, length)
+        elif self._leave(kind, head, sector, length, status, data, middle - data, stop):
+            return
+        elif kind == _FLUSH:
+            result = self._sync()
+        else:
+            result, written = self._do_special(kind, head, offsets, lengths, data, middle - data, stop - data)
+        self._end(kind, head, status, result, length, written)
+
+    def _quick(self, kind: int, sector: int, length: int, first: int, last: int) -> bool:
+        """Try to do all of a read or write without waiting for a disk; False if it was not, or not all, done."""
+        if not self._cached:
+            return False
+        offsets = self.batch.offsets
+        lengths = self.batch.lengths
+        count = last - first
+        at = sector * _SECTOR
+        if kind == _IN:
+            done = system.read(self._fd, self._memory, offsets, lengths, first, count, at, self._nowait)
+            if done == -system.EOPNOTSUPP and self._nowait:  # a file system that never waits, as tmpfs
+                self._nowait = 0
+                done = system.read(self._fd, self._memory, offsets, lengths, first, count, at, 0)
+            return done == length
+        if self.durable or (self._helped and (at | length) % _PAGE):  # part of a page may have to be read first
+            return False
+        return system.write(self._fd, self._memory, offsets, lengths, first, count, at, 0) == length
+
+    def _transfer(
+        self, kind: int, offsets: list[int], lengths: list[int], first: int, count: int, at: int, left: int
+    ) -> int:
+        """Read or write all, and wait as long as it takes; gives the status. The parts are used up."""
+        fd = self._fd
+        flags = system.DSYNC if self.durable and kind == _OUT else 0
+        while left:
+            if kind == _IN:
+                done = system.read(fd, self._memory, offsets, lengths, first, count, at, flags)
+            else:
+                done = system.write(fd, self._memory, offsets, lengths, first, count, at, flags)
+            if done == -system.EINVAL and fd != self._buffered_fd:  # not aligned as O_DIRECT wants it
+                fd = self._buffered_fd
+                continue
+            if done <= 0:
+                self._complain(-done)
+                return _IOERR
+            at += done
+            left -= done
+            while count and done >= lengths[first]:
+                done -= lengths[first]
+                first += 1
+                count -= 1
+            if done:
+                offsets[first] += done
+                lengths[first] -= done
+        return _OK
+
+    def _sync(self) -> int:
+        if self._read_only:
+            return _OK
+        error = -system.sync(self._fd)
+        if error:
+            self._complain(error)
+            return _IOERR
+        return _OK
+
+    def _leave(
+        self, kind: int, head: int, sector: int, length: int, status: int, first: int, readable: int, last: int
+    ) -> bool:
+        """Leave a request to a helper; False if there is none, or no room to remember it."""
+        offsets = self.batch.offsets
+        lengths = self.batch.lengths
+        count = last - first
+        if not self._helped or not self._free_jobs or count > _JOB_PARTS:
+            return False
+        self._free_jobs -= 1
+        number = self._free[self._free_jobs]
+        self._job_kind[number] = kind
+        self._job_head[number] = head
+        self._job_sector[number] = sector
+        self._job_length[number] = length
+        self._job_status[number] = status
+        self._job_readable[number] = readable
+        self._job_parts[number] = count
+        for part in range(count):
+            self._job_offsets[number * _JOB_PARTS + part] = offsets[first + part]
+            self._job_lengths[number * _JOB_PARTS + part] = lengths[first + part]
+        self.outstanding += 1
+        system.post(self._work_writer, number)
+        return True
+
+    def _end(self, kind: int, head: int, status: int, result: int, length: int, written: int) -> None:
+        """Give a request back with its status, and count it."""
+        self._memory[status] = result
+        if result != _OK:
+            self.errors += 1
+            self.ring.give(head, 0)  # behind data that was not written the status does not count (2.7.8.2)
+            return
+        if kind == _IN:
+            self.reads += 1
+            self.bytes_read += length
+            written = length
+        elif kind == _OUT:
+            self.writes += 1
+            self.bytes_written += length
+        elif kind == _FLUSH:
+            self.flushes += 1
+        self.ring.give(head, written + 1)
+
+    # Python, wherever it is called from
+
+    def _do_special(
+        self, kind: int, head: int, offsets: list[int], lengths: list[int], first: int, readable: int, count: int
+    ) -> tuple[int, int]:
+        """Have the device handle what is rare; gives the status, and the bytes written."""
+        views = [self._window[offsets[part] : offsets[part] + lengths[part]] for part in range(first, first + count)]
+        request = Request(head, views[:readable], views[readable:])
+        try:
+            result = self._special(kind, request)
+        except OSError as error:
+            self._complain(error.errno or system.EIO)
+            return _IOERR, 0
+        except Exception:
+            log.exception("the block device failed at a request of type %d", kind)
+            return _IOERR, 0
+        return result, request.written
+
+    def _complain(self, error: int) -> None:
+        log.warning("the image: %s", os.strerror(error) if error else "it ends before the disk does")

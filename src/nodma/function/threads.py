@@ -1,0 +1,102 @@
+"""A queue's own threads: one that serves it, and a few that do for it what has to wait for a disk.
+
+Compiled, none of them needs Python's lock while requests are the plain ones. All that is not a request, registers above
+all, is the business of the one thread that talks to the VMM: it pauses the queues' threads for as long as it changes
+anything that they look at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Final
+
+from nodma.errors import BadRing
+from nodma.ring import FAULT, QueuePath, serve_path, work_path
+
+log = logging.getLogger(__name__)
+
+HELPERS: Final = 4
+"""Threads of a queue that wait for the disk."""
+
+
+class QueueThread:
+    """Serves ``path`` while it is resumed; made paused. Used by one thread, that which talks to the VMM.
+
+    ``doorbell`` is an eventfd that wakes it, whoever signals it. ``attention`` is signalled when the path has an
+    interrupt to give that it cannot give itself, and when it ended by itself: see :attr:`ended`.
+    """
+
+    def __init__(self, path: QueuePath, *, doorbell: int, attention: int, poll_ns: int = 0) -> None:
+        self.path = path
+        self.ended = False
+        """The path met a fault, and is not resumed any more."""
+        self._failed = False
+        self._attention = attention
+        self._control = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._runs = False
+        self._closing = False
+        self._go = threading.Semaphore(0)
+        self._parked = threading.Semaphore(0)
+        path.attention_fd = attention
+        path.watch(self._control)
+        path.watch(doorbell)
+        path.poll_for(poll_ns)
+        path.get_help()
+        self._threads = [threading.Thread(target=self._run, name="queue", daemon=True)]
+        self._threads += [
+            threading.Thread(target=work_path, args=(path,), name="helper", daemon=True) for _ in range(HELPERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def notify(self) -> None:
+        """Have it look at its ring."""
+        os.eventfd_write(self._control, 1)
+
+    def resume(self) -> None:
+        """Let it serve."""
+        if not self._runs and not self.ended:
+            self._runs = True
+            self.path.resume()
+            self._go.release()
+
+    def pause(self) -> None:
+        """Have it stop, and wait until it has. What helpers do goes on."""
+        if self._runs:
+            self.path.pause()
+            self.notify()
+            self._parked.acquire()
+            self._runs = False
+
+    def explain(self) -> BadRing:
+        """Say why it ended."""
+        return BadRing("the queue's thread failed; see the log") if self._failed else self.path.explain()
+
+    def close(self) -> None:
+        """End it, once all that is outstanding was given back."""
+        self.pause()
+        self.path.drain()
+        self.path.dismiss()
+        self._closing = True
+        self._go.release()
+        for thread in self._threads:
+            thread.join()
+        os.close(self._control)
+
+    def _run(self) -> None:
+        while True:
+            self._go.acquire()
+            if self._closing:
+                return
+            try:
+                state = serve_path(self.path)
+            except Exception:
+                log.exception("a queue's thread failed")
+                self._failed = True
+                state = FAULT
+            if state == FAULT:
+                self.ended = True
+                os.eventfd_write(self._attention, 1)
+            self._parked.release()

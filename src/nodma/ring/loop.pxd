@@ -1,0 +1,1 @@
+cimport nodma.ring.release as release

@@ -1,0 +1,176 @@
+"""The path of a queue's requests: off the ring in batches, to whoever handles them, and back.
+
+A path is served by calls of :meth:`QueuePath.serve`, or by a thread of its own that runs :meth:`QueuePath.loop`,
+compiled without Python's lock. This file runs compiled by Cython, and as it stands when it is not, like the ring.
+"""
+
+from __future__ import annotations
+
+import select
+
+import nodma.ring.shared as shared
+import nodma.ring.system as system
+from nodma.errors import BadRing
+from nodma.ring.device_end import DeviceRing
+from nodma.ring.state import BATCH, BUSY, FAULT, IDLE, PAUSED, TURNS
+
+_IDLE, _BUSY, _FAULT, _PAUSED = IDLE, BUSY, FAULT, PAUSED
+_BATCH, _TURNS = BATCH, TURNS
+_FOREVER = -1
+_LOOKS = 64  # at the ring, between two looks at the clock
+_SHRINK = 16  # what a fruitless wait for the ring costs at least, as a part of the most
+
+
+class QueuePath:
+    """The path of the requests of ``ring``. Subclasses handle a batch.
+
+    ``signal_fd`` is the eventfd that interrupts the driver, or -1: then ``wanted`` is set when it wants an interrupt,
+    and ``attention_fd``, another eventfd, is signalled by the loop.
+    """
+
+    def __init__(self, ring: DeviceRing) -> None:
+        self.ring = ring
+        self.batch = ring.make_batch(_BATCH)
+        self.signal_fd = -1
+        self.attention_fd = -1
+        self.wanted = False
+        self.requests = 0
+        """Requests taken."""
+        self.interrupts = 0
+        """Interrupts signalled here."""
+        self.outstanding = 0
+        """Requests that are being handled elsewhere, and were not given back."""
+        self._pause = memoryview(bytearray(2)).cast("H")
+        self._most_ns = 0
+        self._poll_ns = 0
+        self._epoll_object = select.epoll()
+        self._epoll = system.handle(self._epoll_object)
+
+    # To be overridden
+
+    def handle(self, count: int) -> None:
+        """Handle the ``count`` chains of the batch: each is given back to the ring, or outstanding from then on."""
+
+    def work(self) -> None:
+        """Handle what :meth:`handle` left outstanding, in a thread that may wait, until the path is closed."""
+
+    def collect(self) -> int:
+        """Give back what was handled elsewhere, without waiting; tell how many."""
+        return 0
+
+    # For whoever serves the queue
+
+    def serve(self, turns: int) -> int:
+        """Handle up to ``turns`` batches: gives IDLE, BUSY or FAULT."""
+        return self.take_turns(turns)
+
+    def arm(self) -> bool:
+        """Ask for a notification of the next request; tell whether one came before that took hold."""
+        return self.ring.arm()
+
+    def disarm(self) -> None:
+        """Ask for no notifications."""
+        self.ring.disarm()
+
+    def move(self, base: int) -> None:
+        """Follow the window to another bus address."""
+        self.ring.move(base)
+
+    def explain(self) -> BadRing:
+        """Say what was wrong, after FAULT."""
+        return self.ring.explain(self.batch)
+
+    # For a thread of its own
+
+    def watch(self, fd: int) -> None:
+        """Have the loop wake up at each signal of an eventfd, which it never reads: whoever has it may do with it
+        what they want, and cannot keep the loop from waiting or waking.
+        """
+        self._epoll_object.register(fd, select.EPOLLIN | select.EPOLLET)
+
+    def poll_for(self, nanoseconds: int) -> None:
+        """Have the loop look for requests for so long before it waits for a notification."""
+        self._most_ns = self._poll_ns = nanoseconds
+
+    def get_help(self) -> None:
+        """Leave what would make the queue wait to threads that run :meth:`work`, from now on."""
+
+    def drain(self) -> None:
+        """Wait for all that is outstanding, and give it back. The loop does not run."""
+
+    def dismiss(self) -> None:
+        """Have :meth:`work` return, in every thread that runs it. Nothing is outstanding."""
+
+    def pause(self) -> None:
+        """Ask the loop to end; it may have to be woken, by a descriptor that it watches."""
+        self._pause[0] = 1
+
+    def resume(self) -> None:
+        """Let the loop be entered again."""
+        self._pause[0] = 0
+
+    def close(self) -> None:
+        """Close what the path opened. No thread is in it."""
+        self._epoll_object.close()
+
+    def take_turns(self, turns: int) -> int:
+        """Do what :meth:`serve` does."""
+        for _ in range(turns):
+            count = self.ring.take(self.batch, _BATCH)
+            if count <= 0:
+                return _FAULT if count else _IDLE
+            self.handle(count)
+            self.requests += count
+            self.tell()
+        return _BUSY
+
+    def tell(self) -> None:
+        """Publish what was given back, and interrupt the driver if it wants that."""
+        if self.ring.publish():
+            if self.signal_fd >= 0:
+                self.interrupts += 1
+                system.signal(self.signal_fd)
+            else:
+                self.wanted = True
+
+    def loop(self) -> int:
+        """Serve until something is wrong or a pause is asked for: gives FAULT or PAUSED."""
+        while not self._paused():
+            state = self.take_turns(_TURNS)
+            if state == _FAULT:
+                return _FAULT
+            if self.outstanding:
+                self.collect()
+            if self.wanted:
+                system.signal(self.attention_fd)
+            if state == _IDLE and not self._came() and not self.ring.arm():
+                self._wait()
+        return _PAUSED
+
+    def _paused(self) -> bool:
+        return shared.load_acquire(self._pause, 0) != 0
+
+    def _came(self) -> bool:
+        """Look for the next request, for as long as polling is worth it; tell whether it came."""
+        if not self._poll_ns:
+            return False
+        end = system.now() + self._poll_ns
+        while system.now() < end:
+            for _ in range(_LOOKS):
+                if self.ring.pending() or self._paused():
+                    return True
+                system.relax()
+            if self.outstanding and self.collect():
+                return True
+        return False
+
+    def _wait(self) -> None:
+        """Wait for a notification, and learn from it: polling is worth it if the wait was short."""
+        begin = system.now()
+        system.wait(self._epoll, _FOREVER)
+        self.ring.disarm()
+        if self._most_ns:
+            if system.now() - begin < self._most_ns:
+                self._poll_ns = min(2 * self._poll_ns, self._most_ns)
+            else:
+                self._poll_ns = max(self._poll_ns // 2, self._most_ns // _SHRINK)
