@@ -86,7 +86,7 @@ LIES = {
     "has 12 bytes, less than 16": claim(cap_len=12),
     "lies over the MSI-X pending bits": over_msix,
     "lies over the structure of type 4": over_another,
-    "names the region of 03.1, and regions are not shared by this version": somebody_elses,
+    "names the region of 03.1, and there is no such function": somebody_elses,
 }
 
 
