@@ -40,6 +40,8 @@ class VirtQueue:
     desc: int = 0
     driver: int = 0
     device: int = 0
+    polled: tuple[int, int] = (0, 0)
+    """Without a thread, when polling: requests taken so far, and when (ns) the last of them was."""
     path: Path | None = None
     thread: QueueThread | None = None
 
@@ -50,6 +52,7 @@ class VirtQueue:
         """Forget it all."""
         self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
         self.desc = self.driver = self.device = 0
+        self.polled = 0, 0
         if self.thread is not None:
             self.thread.close()
             self.thread = None
@@ -266,6 +269,7 @@ class VirtioCore:
             queue.thread.notify()
         elif queue.path is not None and queue not in self._active:
             queue.path.disarm()
+            queue.polled = queue.path.requests, time.monotonic_ns()
             self._active.append(queue)
 
     def _wake_all(self) -> None:
@@ -351,7 +355,16 @@ class VirtioCore:
         if state == FAULT:
             self._caught(queue, path.explain())
             return False
-        return state == BUSY or path.arm()
+        return state == BUSY or self._polls(queue, path) or path.arm()
+
+    def _polls(self, queue: VirtQueue, path: Path) -> bool:
+        """Whether to look at a queue that has no request now, because the last one is not long ago."""
+        if not self._poll_ns:
+            return False
+        now = time.monotonic_ns()
+        if path.requests != queue.polled[0]:
+            queue.polled = path.requests, now
+        return now - queue.polled[1] < self._poll_ns
 
     def _deliver(self, queue: VirtQueue, path: Path) -> None:
         """Give the interrupt that a path wants."""
