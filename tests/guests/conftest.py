@@ -74,12 +74,22 @@ class Lab:
     def socket(self, image: Path) -> Path:
         return image.with_suffix(".sock")
 
-    def machine(self, kernel: Kernel | None, job: Job | None, images: Sequence[Path], shape: Shape = PLAIN) -> Machine:
+    def machine(
+        self,
+        kernel: Kernel | None,
+        job: Job | None,
+        images: Sequence[Path | Sequence[Path]],
+        shape: Shape = PLAIN,
+    ) -> Machine:
+        """Make a machine with the disks of ``images``, each in a slot of its own; a sequence of them shares a slot."""
         return Machine(
             self.kit.tools,
             kernel,
             job,
-            functions=[self.socket(image) for image in images],
+            functions=[
+                self.socket(those) if isinstance(those, Path) else [self.socket(image) for image in those]
+                for those in images
+            ],
             shape=shape,
             directory=self.directory,
         )

@@ -1,0 +1,84 @@
+"""Two disks of one slot in one pool, in real guests: contents, fairness, and what comes and goes under I/O."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nodma.guest import Job, Kernel
+from nodma.process import Served
+
+pytestmark = pytest.mark.timeout(240)
+PHASES = ["flood", "bind", "driver", "module", "removal"]
+
+
+@pytest.fixture(scope="module")
+def shared(module_lab: Any, kernel: Kernel) -> Any:
+    """One run of the scenario, which the tests below look at: the outcome, and what each function reported."""
+    images = [module_lab.image(f"{kernel.name}-{name}", 8 << 20) for name in ("owner", "sharer")]
+    functions = [f"blk,image={image},socket={module_lab.socket(image)}" for image in images]
+    job = Job(
+        (module_lab.scenarios / "shared_pool.sh").read_text(),
+        drivers=["nodma watch_ms=200", "virtio_blk"],
+        programs=["fio"],
+    )
+    with (
+        Served("slot", "--share", "--pool", "1M", *functions) as served,
+        module_lab.machine(kernel, job, [images]) as machine,
+    ):
+        outcome = machine.finish(120)
+        assert outcome.status == 0, machine.console.tail()
+        return outcome, [function["report"] for function in served.stop()["functions"]]
+
+
+def counter(shared: Any, name: str) -> int:
+    return int(shared[0].file(name))
+
+
+def test_both_verify_all_that_they_wrote(shared: Any) -> None:
+    for job in json.loads(shared[0].file("verify.json"))["jobs"]:
+        assert job["error"] == 0
+        assert job["write"]["io_bytes"] == job["read"]["io_bytes"] == 8 << 20
+
+
+def test_the_pool_is_one(shared: Any) -> None:
+    for function in ("owner", "sharer"):
+        assert counter(shared, f"{function}/functions") == 2
+        assert counter(shared, f"{function}/size") == 1 << 20
+        assert counter(shared, f"{function}/reserved") == 512 // 16
+    peaks = [counter(shared, f"{function}/peak") for function in ("owner", "sharer")]
+    assert max(peaks) < counter(shared, "sharer/pool_peak") <= min(512, sum(peaks))
+
+
+def test_no_address_was_outside_the_shared_window(shared: Any) -> None:
+    for report in shared[1]:
+        assert report["requests"] > 500
+        assert report["addresses_outside_window"] == 0
+        assert report["needs_reset"] == 0
+
+
+def test_a_reservation_keeps_room_beside_a_flood(shared: Any) -> None:
+    """The flood finds no room a hundred times; the other never, in its own slots."""
+    assert counter(shared, "reserved-owner/full") > 100
+    assert counter(shared, "reserved-sharer/full") == counter(shared, "sharer/full")
+    reserved = counter(shared, "reserved-sharer/reserved")
+    assert counter(shared, "reserved-owner/peak") <= 512 - reserved
+
+
+def test_without_a_reservation_the_flood_takes_all(shared: Any) -> None:
+    assert counter(shared, "unreserved-sharer/full") > 0
+
+
+def test_no_slot_is_lost_whatever_comes_and_goes(shared: Any) -> None:
+    assert shared[0].file("done").split() == PHASES
+
+
+def test_a_sharer_without_its_owner_is_refused(shared: Any) -> None:
+    assert shared[0].file("refusal") == "capability 10 names the region of 05.0, and there is no such function\n"
+    assert "0000:00:05.0, which owns its pool, is removed, so it loses its driver" in shared[0].file("dmesg")
+
+
+def test_sharing_is_said_where_it_is_switched_on(shared: Any) -> None:
+    assert "functions that share this pool can read each other's data; 64 KiB are reserved" in shared[0].file("dmesg")
