@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from typing import Any
 import pytest
 
 from nodma.errors import UsageError
+from nodma.function import PciFunction
 from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
 from nodma.process import DeviceProcess
+from nodma.vfio_user import Server
+from nodma.vfio_user.listener import make_listener
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 PLAIN = Shape()
@@ -52,10 +57,29 @@ class Run:
         return sum(report["addresses_outside_window"] for report in self.reports)
 
 
+@contextmanager
+def serving(function: PciFunction, path: Path) -> Iterator[PciFunction]:
+    """Serve a function by a thread of this process."""
+    listener = make_listener(path)
+    server = Server(function, listener.socket)
+    thread = threading.Thread(target=server.run, name=path.stem)
+    thread.start()
+    try:
+        yield function
+    finally:
+        server.stop()
+        thread.join(timeout=30)
+        server.close()
+        listener.remove()
+        function.close()
+        assert not thread.is_alive()
+
+
 class Lab:
     """Makes disks, serves them, and boots machines that have them."""
 
     scenarios = SCENARIOS
+    serving = staticmethod(serving)
 
     def __init__(self, kit: Kit, directory: Path) -> None:
         self.kit = kit
