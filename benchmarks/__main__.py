@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import builds, compare
+from benchmarks import builds, compare, sharing
 from benchmarks.plan import Outcome, Plan, Tick, Verdict, stores
 from nodma import __version__
 from nodma.errors import NodmaError
@@ -37,6 +37,7 @@ class Part(NamedTuple):
 PARTS: Final = {
     "compare": Part(compare.steps, compare.run),
     "builds": Part(builds.steps, builds.run),
+    "sharing": Part(sharing.steps, sharing.run),
 }
 QUICK: Final = ("compare",)
 

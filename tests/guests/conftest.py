@@ -18,7 +18,7 @@ from nodma.function import PciFunction
 from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
-from nodma.process import DeviceProcess
+from nodma.process import DeviceProcess, Served
 from nodma.vfio_user import Server
 from nodma.vfio_user.listener import make_listener
 
@@ -141,6 +141,19 @@ class Lab:
         finally:
             for device in devices:
                 device.__exit__()
+
+    def slot(self, images: Sequence[Path], *options: str) -> Served:
+        """Serve disks as functions of one slot, in one pool."""
+        functions = [f"blk,image={image},socket={self.socket(image)}" for image in images]
+        return Served("--slot", "--share", *options, *functions)
+
+    def run_slot(self, kernel: Kernel, job: Job, images: Sequence[Path], *options: str, seconds: float = 120) -> Run:
+        """Run a job with disks in one slot and one pool; its script must exit with 0."""
+        with self.slot(images, *options) as slot:
+            with self.machine(kernel, job, [images]) as machine:
+                outcome = machine.finish(seconds)
+            assert outcome.status == 0, machine.console.tail()
+            return Run(outcome, [function["report"] for function in slot.stop()["functions"]])
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from nodma.device import BlockDevice
 from nodma.device.image import Image
 from nodma.function import PciFunction, PoolKeeper, Share
 from nodma.guest import Job, Kernel
-from nodma.process import Served
 
 pytestmark = pytest.mark.timeout(240)
 POOL = 1 << 20
@@ -20,29 +19,22 @@ PHASES = ["bind", "driver", "module", "removal"]
 
 @pytest.fixture(scope="module")
 def shared(module_lab: Any, kernel: Kernel) -> Any:
-    """One run of the scenario, which the tests below look at: the outcome, and what each function reported."""
+    """One run of the scenario, which the tests below look at."""
     images = [module_lab.image(f"{kernel.name}-{name}", 8 << 20) for name in ("owner", "sharer")]
-    functions = [f"blk,image={image},socket={module_lab.socket(image)}" for image in images]
     job = Job(
         (module_lab.scenarios / "shared_pool.sh").read_text(),
         drivers=["nodma watch_ms=200", "virtio_blk"],
         programs=["fio"],
     )
-    with (
-        Served("slot", "--share", "--pool", str(POOL), *functions) as served,
-        module_lab.machine(kernel, job, [images]) as machine,
-    ):
-        outcome = machine.finish(120)
-        assert outcome.status == 0, machine.console.tail()
-        return outcome, [function["report"] for function in served.stop()["functions"]]
+    return module_lab.run_slot(kernel, job, images, "--pool", str(POOL))
 
 
 def counter(shared: Any, name: str) -> int:
-    return int(shared[0].file(name))
+    return int(shared.outcome.file(name))
 
 
 def test_both_verify_all_that_they_wrote(shared: Any) -> None:
-    for job in json.loads(shared[0].file("verify.json"))["jobs"]:
+    for job in json.loads(shared.outcome.file("verify.json"))["jobs"]:
         assert job["error"] == 0
         assert job["write"]["io_bytes"] == job["read"]["io_bytes"] == 8 << 20
 
@@ -57,23 +49,23 @@ def test_the_pool_is_one(shared: Any) -> None:
 
 
 def test_no_address_was_outside_the_shared_window(shared: Any) -> None:
-    for report in shared[1]:
+    for report in shared.reports:
         assert report["requests"] > 500
         assert report["addresses_outside_window"] == 0
         assert report["needs_reset"] == 0
 
 
 def test_no_slot_is_lost_whatever_comes_and_goes(shared: Any) -> None:
-    assert shared[0].file("done").split() == PHASES
+    assert shared.outcome.file("done").split() == PHASES
 
 
 def test_a_sharer_without_its_owner_is_refused(shared: Any) -> None:
-    assert shared[0].file("refusal") == "capability 10 names the region of 05.0, and there is no such function\n"
-    assert "0000:00:05.0, which owns its pool, is removed, so it loses its driver" in shared[0].file("dmesg")
+    assert shared.outcome.file("refusal") == "capability 10 names the region of 05.0, and there is no such function\n"
+    assert "0000:00:05.0, which owns its pool, is removed, so it loses its driver" in shared.outcome.file("dmesg")
 
 
 def test_sharing_is_said_where_it_is_switched_on(shared: Any) -> None:
-    assert "functions that share this pool can read each other's data; 64 KiB are reserved" in shared[0].file("dmesg")
+    assert "functions that share this pool can read each other's data; 64 KiB are reserved" in shared.outcome.file("dmesg")
 
 
 class Sleeper(PciFunction):

@@ -278,9 +278,19 @@ class BlockDisk:
 
     # Without a copy
 
-    def submit_read_mapping(self, offset: int, length: int) -> Ticket:
-        """Begin to read whole sectors, at most :attr:`max_request` bytes, into slots that the ticket keeps."""
-        mappings = self._map_back(length)
+    def submit_read_mapping(self, offset: int, length: int) -> Ticket | None:
+        """Begin to read whole sectors, at most :attr:`max_request` bytes, into slots that the ticket keeps.
+
+        None if the pool has no room now: it may be others that hold the slots, so it is not waited for.
+        """
+        mappings: list[Mapping] = []
+        for at in range(0, length, self.segment):
+            mapping = self.pool.try_map(min(self.segment, length - at), Direction.FROM_DEVICE)
+            if mapping is None:
+                for taken in mappings:
+                    self.pool.unmap(taken)
+                return None
+            mappings.append(mapping)
         ticket = Ticket(mappings, least=length + 1, keeps=True)
         return self._submit(BlkType.IN, offset // SECTOR, (), _parts(mappings), ticket)
 
@@ -299,10 +309,14 @@ class BlockDisk:
         return self._submit(BlkType.OUT, offset // SECTOR, parts, (), Ticket(()))
 
     def read_mapping(self, offset: int, length: int) -> Filled:
-        """Read whole sectors, at most :attr:`max_request` bytes, into slots of the pool, and leave them there."""
+        """Read whole sectors, at most :attr:`max_request` bytes, into slots of the pool, and leave them there.
+
+        Raises PoolTooSmall if there is no room for them, and none will be without the caller's doing.
+        """
         if (offset, offset + length) != self._sectors(offset, length) or not 0 < length <= self.max_request:
             raise UsageError(f"{length} bytes at {offset}: whole sectors, at most {self.max_request} bytes at once")
-        ticket = self.submit_read_mapping(offset, length)
+        while (ticket := self.submit_read_mapping(offset, length)) is None:
+            self._make_progress()
         self._finish([ticket])
         return self.take(ticket)
 
@@ -313,7 +327,7 @@ class BlockDisk:
 
     def take(self, ticket: Ticket) -> Filled:
         """Take what a ticket of :meth:`submit_read_mapping` kept, once it is done. Raises OSError if it failed."""
-        self._check(ticket)
+        self.check(ticket)
         mappings, ticket.mappings = ticket.mappings, ()
         return Filled(self.pool, mappings)
 
@@ -412,10 +426,10 @@ class BlockDisk:
             others += self.wait()
         self._finished += [ticket for ticket in others if ticket not in tickets]
         for ticket in tickets:
-            self._check(ticket)
+            self.check(ticket)
 
-    def _check(self, ticket: Ticket) -> None:
-        """Raise OSError if a request failed."""
+    def check(self, ticket: Ticket) -> None:
+        """Raise OSError if a request that is done failed."""
         if ticket.status == BlkStatus.UNSUPP:
             raise OSError(errno.ENOTSUP, "the device does not support this request")
         if ticket.status != BlkStatus.OK:
