@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import builds, chart, compare, guest, register, scaling
+from benchmarks import builds, chart, compare, guest, register, scaling, sharing
 from benchmarks.plan import Outcome, Plan, Tick, Verdict, stores
 from nodma import __version__
 from nodma.errors import NodmaError
@@ -40,6 +40,7 @@ PARTS: Final = {
     "scaling": Part(scaling.steps, scaling.run),
     "builds": Part(builds.steps, builds.run),
     "guest": Part(guest.steps, guest.run),
+    "sharing": Part(sharing.steps, sharing.run),
 }
 QUICK: Final = ("compare", "register")
 

@@ -79,10 +79,13 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
-    """Make functions with the image's disk in them."""
+    """Make functions with the image's disk in them, or another's."""
     made = []
+    first = image
 
-    def make(*, pool: int = POOL, queues: int = 1, read_only: bool = False, **more: Any) -> PciFunction:
+    def make(
+        *, pool: int = POOL, queues: int = 1, read_only: bool = False, image: Path = first, **more: Any
+    ) -> PciFunction:
         device = BlockDevice(Image(image, read_only=read_only), pool=pool, queues=queues)
         function = PciFunction(device, pool=pool, **more)
         made.append(function)
@@ -184,8 +187,8 @@ class Served:
 def make_served(make_function: Callable[..., PciFunction], tmp_path: Path) -> Callable[..., Served]:
     """Make a server that is not running yet; its queues have threads of their own, as a device process's do."""
 
-    def make(*, threads: bool = True, **options: Any) -> Served:
-        return Served(make_function(threads=threads, **options), tmp_path / "disk.sock")
+    def make(*, threads: bool = True, path: Path = tmp_path / "disk.sock", **options: Any) -> Served:
+        return Served(make_function(threads=threads, **options), path)
 
     return make
 

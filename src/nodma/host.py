@@ -12,10 +12,11 @@ import json
 import logging
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,8 +24,8 @@ import click
 
 from nodma.device.base import Device
 from nodma.errors import NodmaError
-from nodma.function import PciFunction
-from nodma.process import qemu_device
+from nodma.function import PciFunction, RemoteKeeper, Share
+from nodma.process import end_with_parent, qemu_device
 from nodma.ratelimit import RateLimit
 from nodma.ring import COMPILED
 from nodma.sizes import parse_size
@@ -68,6 +69,14 @@ class HostOptions:
     poll: bool = False
     verbose: int = 0
     as_json: bool = False
+    slot_fd: int | None = None
+    pool_owner: str | None = None
+    pool_users: int = 1
+
+    @property
+    def share_of_pool(self) -> int:
+        """Bytes of the pool that this device may count on: all, or where it is shared an equal part."""
+        return self.pool // self.pool_users
 
 
 _OPTIONS = (
@@ -95,6 +104,10 @@ _OPTIONS = (
     ),
     click.option("-v", "--verbose", count=True, help="Log what happens; twice: every refused message too."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    # What `nodma serve --slot` tells the processes of its functions.
+    click.option("--slot-fd", type=int, hidden=True, help="Where the keeper of the slot's shared pool answers."),
+    click.option("--pool-owner", hidden=True, help='Whose BAR the shared pool is in: "self", or a function\'s number.'),
+    click.option("--pool-users", type=click.IntRange(1), default=1, hidden=True, help="Functions that share it."),
 )
 
 
@@ -102,7 +115,7 @@ def host_options(command: F) -> F:
     """Give a click command the options that every device process has, as one argument ``options``."""
 
     def gathered(**arguments: Any) -> Any:
-        mine = {name: arguments.pop(name) for name in HostOptions.__slots__}
+        mine = {option.name: arguments.pop(option.name) for option in fields(HostOptions)}
         return command(options=HostOptions(**mine), **arguments)
 
     gathered.__doc__ = command.__doc__
@@ -121,10 +134,9 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
     """
     if (options.socket_path is None) == (options.fd is None):
         raise click.UsageError("give either --socket-path PATH or --fd N: where to listen.")
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(RateLimit())
-    logging.basicConfig(level=level, handlers=[handler], format="nodma: %(levelname)s: %(message)s")
+    if options.slot_fd is not None:
+        end_with_parent()
+    start_log(options.verbose)
     device = make_device(options)
     try:
         function = PciFunction(
@@ -132,6 +144,7 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
             pool=options.pool,
             profile=PROFILES[options.profile],
             policy=Policy(options.policy),
+            share=_share(options),
             threads=True,
             poll_ns=POLL_NS if options.poll else 0,
         )
@@ -169,6 +182,22 @@ def _nothing_waits() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def start_log(verbose: int) -> None:
+    """Log to stderr: warnings, with 1 what happens, with 2 every refused message; never more than a reader can read."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RateLimit())
+    logging.basicConfig(level=level, handlers=[handler], format="nodma: %(levelname)s: %(message)s")
+
+
+def _share(options: HostOptions) -> Share | None:
+    """Say whose window it is, if it is shared."""
+    if options.slot_fd is None or options.pool_owner is None:
+        return None
+    keeper = RemoteKeeper(socket.socket(fileno=options.slot_fd))
+    return Share(keeper, None if options.pool_owner == "self" else int(options.pool_owner))
 
 
 def main(device_class: Callable[[], Device]) -> None:

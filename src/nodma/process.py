@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,20 +16,23 @@ from nodma.errors import NodmaError
 
 _READY_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
-class DeviceProcess:
-    """A device process that is ready when this is made, and is ended by :meth:`stop`.
+class Served:
+    """A process of ``nodma serve`` that is ready when this is made, and is ended by :meth:`stop`.
 
     ``ready`` is its ready line, ``startup`` the seconds until it came.
     """
 
-    def __init__(self, image: Path, socket: Path, *options: str) -> None:
+    def __init__(self, *arguments: str) -> None:
         """Start it. Raises NodmaError, with what it said, if it does not become ready."""
         begin = time.monotonic()
-        command = [sys.executable, "-m", "nodma", "serve", "blk", "--json", "-s", str(socket), "--image", str(image)]
         self._process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "nodma", "serve", *arguments, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.pid = self._process.pid
         assert self._process.stdout
@@ -61,7 +66,23 @@ class DeviceProcess:
         self._process.communicate()
 
 
-def qemu_device(path: str, **properties: str) -> str:
+class DeviceProcess(Served):
+    """The process of a disk, ``nodma serve blk``."""
+
+    def __init__(self, image: Path, socket: Path, *options: str) -> None:
+        """Start it. Raises NodmaError, with what it said, if it does not become ready."""
+        super().__init__("blk", "-s", str(socket), "--image", str(image), *options)
+
+
+def end_with_parent() -> None:
+    """Have this process ended by SIGTERM when its parent is gone. To be called first of all, by a child."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it went before that took hold
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def qemu_device(path: str, **properties: str | bool) -> str:
     """Give the argument of QEMU's -device that attaches the socket at ``path``, with further properties."""
     return json.dumps(
         {"driver": "vfio-user-pci", **properties, "socket": {"path": path, "type": "unix"}}, separators=(",", ":")

@@ -67,11 +67,11 @@ def test_enabling_decodes_memory_and_leaves_bus_mastering_off(bus: SysfsBus, pla
 
 
 def test_the_window_is_the_resource(bus: SysfsBus, place: Path) -> None:
-    with bus.map_bar(2) as window:
+    with bus.map_bar(2, 0, 4096) as window:
         window.view(0x800, 5)[:] = b"hello"
     assert (place / "resource2").read_bytes()[0x800:0x805] == b"hello"
     with pytest.raises(ProbeError, match="no BAR 4"):
-        bus.map_bar(4)
+        bus.map_bar(4, 0, 4096)
     bus.close()
 
 

@@ -40,7 +40,7 @@ LIES: dict[str, tuple[Callable[[PciFunction], None], str]] = {
     "region without length": (lambda f: setattr(capability(f, CfgType.SWIOTLB), "length", 0), "breaks SW-D2"),
     "region in a BAR that is not there": (lambda f: setattr(capability(f, CfgType.SWIOTLB), "bar", 4), "breaks SW-D2"),
     "region over the registers": (lambda f: over_registers(f), "breaks SW-D2"),
-    "no region": (lambda f: setattr(capability(f, CfgType.SWIOTLB), "cfg_type", 99), "no capability 10 .SWIOTLB"),
+    "no region": (lambda f: setattr(capability(f, CfgType.SWIOTLB), "cfg_type", 99), "there is no capability 10"),
     "no common configuration": (lambda f: setattr(capability(f, CfgType.COMMON), "cfg_type", 99), "no capability 1 "),
     "another vendor": (lambda f: setattr(Type0Header(f._config.data), "vendor_id", 0x8086), "vendor 0x8086"),
     "another device": (lambda f: setattr(Type0Header(f._config.data), "device_id", 0x1041), "is no block device"),

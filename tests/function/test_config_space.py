@@ -12,7 +12,7 @@ from nodma.function import PciFunction
 from nodma.function.config_space import ConfigSpace, MemoryBar
 from nodma.pci import ConfigSpace as Decoded
 from nodma.spec.pci import CapId, Command, MsixCapability, Type0Header
-from nodma.spec.profiles import MAX_REGION
+from nodma.spec.profiles import SWIOTLB
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio_pci import CfgType
 
@@ -77,7 +77,7 @@ def test_the_function_presents_what_the_profile_asks_for(make_function: Callable
     assert (space.header.vendor_id, space.header.device_id) == (0x1AF4, 0x1042)
     region = space.virtio(CfgType.SWIOTLB)
     assert region
-    assert (region.bar, region.offset_in_bar, region.length) == (2, 0, min(pool, MAX_REGION))
+    assert (region.bar, region.offset_in_bar, region.length) == (2, 0, min(pool, SWIOTLB.max_region))
     assert len(region.raw) == 16
     bar = space.bar(2)
     assert bar

@@ -7,61 +7,20 @@ from typing import Any
 
 import pytest
 
-from nodma.builds import load_interpreted
-from nodma.function import PciFunction
 from nodma.ring import RingLayout
 from nodma.spec.profiles import Policy
 from nodma.spec.virtio import Feature, Status
-from nodma.spec.virtio_blk import BlkRequest, BlkType
 from nodma.spec.virtio_pci import CommonCfg
 
-DriverRing = load_interpreted("nodma.ring.driver_end").DriverRing  # interpreted, its base can be set anew
 BASE = 0x10_0000_0000
 LAYOUT = RingLayout.packed_at(0, 16)
 HEADER, DATA, STATUS = 0x8000, 0x9000, 0x8010
 
 
-class Disk:
-    """A function with a disk, driven by hand."""
-
-    def __init__(self, function: PciFunction, registers: Any) -> None:
-        self.function = function
-        self.registers = registers(function)
-        self.core = function.core
-
-    def start(self, base: int = BASE, features: int | None = None) -> None:
-        self.registers.place(base)
-        assert self.registers.negotiate(features) & Status.FEATURES_OK
-        self.ring = DriverRing(self.function.window, LAYOUT, base=base, event_idx=True)
-        self.registers.enable(LAYOUT, base)
-        self.registers.ready()
-
-    def offer_read(self, base: int = BASE) -> None:
-        BlkRequest.codec.pack_into(self.function.window.bytes, HEADER, BlkType.IN, 0, 4)
-        self.function.window.bytes[STATUS] = 0xFF
-        self.ring._base = base
-        self.ring.add([(HEADER, 16)], [(DATA, 512), (STATUS, 1)], "read")
-        self.ring.publish()
-        self.registers.notify()
-
-    def work(self) -> None:
-        while self.function.service():
-            pass
-
-    @property
-    def answer(self) -> bytes:
-        return bytes(self.function.window.view(DATA, 4))
-
-
-@pytest.fixture
-def disk(make_function: Callable[..., PciFunction], registers: Any) -> Disk:
-    return Disk(make_function(), registers)
-
-
 SECTOR_4 = (4).to_bytes(4, "little")
 
 
-def test_a_disk_works_from_status_to_data(disk: Disk) -> None:
+def test_a_disk_works_from_status_to_data(disk: Any) -> None:
     disk.start()
     disk.offer_read()
     disk.work()
@@ -69,7 +28,7 @@ def test_a_disk_works_from_status_to_data(disk: Disk) -> None:
     assert disk.ring.reap(1) == [("read", 513)]
 
 
-def test_the_policy_required_refuses_a_driver_that_does_not_take_the_feature(disk: Disk) -> None:
+def test_the_policy_required_refuses_a_driver_that_does_not_take_the_feature(disk: Any) -> None:
     disk.registers.place()
     status = disk.registers.negotiate(disk.core.offered & ~Feature.SWIOTLB.mask)
     assert not status & Status.FEATURES_OK
@@ -85,15 +44,15 @@ def test_the_policy_required_refuses_a_driver_that_does_not_take_the_feature(dis
     ("features", "why"),
     [(lambda core: core.offered | 1 << 40, "were not offered"), (lambda core: Feature.SWIOTLB.mask, "VERSION_1")],
 )
-def test_features_that_cannot_be_are_refused(disk: Disk, features: Any, why: str) -> None:
+def test_features_that_cannot_be_are_refused(disk: Any, features: Any, why: str) -> None:
     assert not disk.registers.negotiate(features(disk.core)) & Status.FEATURES_OK
     assert why in disk.core.reason
 
 
 def test_under_hopeful_an_outside_queue_is_caught_counted_and_not_followed(
-    make_function: Callable[..., PciFunction], registers: Any, caplog: pytest.LogCaptureFixture
+    make_disk: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    disk = Disk(make_function(policy=Policy.HOPEFUL), registers)
+    disk = make_disk(policy=Policy.HOPEFUL)
     disk.registers.place()
     assert disk.registers.negotiate(disk.core.offered & ~Feature.SWIOTLB.mask) & Status.FEATURES_OK
     disk.registers.enable(LAYOUT, 0x1234_0000)
@@ -104,10 +63,8 @@ def test_under_hopeful_an_outside_queue_is_caught_counted_and_not_followed(
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_an_outside_buffer_is_caught_counted_and_not_followed(
-    make_function: Callable[..., PciFunction], registers: Any, policy: Policy
-) -> None:
-    disk = Disk(make_function(policy=policy), registers)
+def test_an_outside_buffer_is_caught_counted_and_not_followed(make_disk: Callable[..., Any], policy: Policy) -> None:
+    disk = make_disk(policy=policy)
     disk.start()
     disk.ring.add([(HEADER, 16)], [(2 << 20, 512), (STATUS, 1)], "outside")
     disk.ring.publish()
@@ -122,7 +79,7 @@ def test_an_outside_buffer_is_caught_counted_and_not_followed(
     assert disk.core.requests == 0
 
 
-def test_needs_reset_interrupts_a_driver_that_is_ready(disk: Disk) -> None:
+def test_needs_reset_interrupts_a_driver_that_is_ready(disk: Any) -> None:
     disk.start()
     disk.core.fail("because")
     assert disk.function.read(0, 0x1000, 1) == b"\2"
@@ -135,7 +92,7 @@ def test_needs_reset_interrupts_a_driver_that_is_ready(disk: Disk) -> None:
     assert disk.function.read(0, 0x1000, 1) == b"\2"
 
 
-def test_status_bits_stay_until_reset(disk: Disk) -> None:
+def test_status_bits_stay_until_reset(disk: Any) -> None:
     disk.registers.set(CommonCfg.device_status, Status.ACKNOWLEDGE | Status.DRIVER)
     disk.registers.set(CommonCfg.device_status, Status.ACKNOWLEDGE)
     assert disk.registers.status == Status.ACKNOWLEDGE | Status.DRIVER
@@ -145,7 +102,7 @@ def test_status_bits_stay_until_reset(disk: Disk) -> None:
     assert disk.registers.status == 0
 
 
-def test_a_driver_in_the_wrong_order_is_told_so(disk: Disk) -> None:
+def test_a_driver_in_the_wrong_order_is_told_so(disk: Any) -> None:
     disk.registers.place()
     disk.registers.enable(LAYOUT)
     assert "enabled before FEATURES_OK" in disk.core.reason
@@ -155,17 +112,16 @@ def test_a_driver_in_the_wrong_order_is_told_so(disk: Disk) -> None:
     assert disk.registers.status & Status.DEVICE_NEEDS_RESET
 
 
-def test_a_queue_cannot_be_enabled_while_the_window_is_nowhere(disk: Disk) -> None:
+def test_a_queue_cannot_be_enabled_while_the_window_is_nowhere(disk: Any) -> None:
     disk.registers.negotiate()
     disk.registers.enable(LAYOUT)
     assert "while the window's BAR decodes no address" in disk.core.reason
 
 
-def test_nothing_is_handled_before_driver_ok(disk: Disk) -> None:
+def test_nothing_is_handled_before_driver_ok(disk: Any) -> None:
     disk.registers.place()
     disk.registers.negotiate()
-    disk.ring = DriverRing(disk.function.window, LAYOUT, base=BASE, event_idx=True)
-    disk.registers.enable(LAYOUT)
+    disk.set_up()
     disk.offer_read()
     disk.work()
     assert not disk.ring.pending()
@@ -174,7 +130,7 @@ def test_nothing_is_handled_before_driver_ok(disk: Disk) -> None:
     assert disk.ring.pending()
 
 
-def test_addresses_are_those_of_the_window_wherever_it_is_now(disk: Disk) -> None:
+def test_addresses_are_those_of_the_window_wherever_it_is_now(disk: Any) -> None:
     disk.start()
     disk.offer_read()
     disk.work()
@@ -189,7 +145,7 @@ def test_addresses_are_those_of_the_window_wherever_it_is_now(disk: Disk) -> Non
     assert disk.core.counters.outside == 1
 
 
-def test_requests_wait_while_memory_is_not_decoded(disk: Disk) -> None:
+def test_requests_wait_while_memory_is_not_decoded(disk: Any) -> None:
     disk.start()
     disk.registers.place(BASE, command=0)
     disk.offer_read()
@@ -200,7 +156,7 @@ def test_requests_wait_while_memory_is_not_decoded(disk: Disk) -> None:
     assert disk.ring.reap(1) == [("read", 513)]
 
 
-def test_a_reset_keeps_the_windows_contents_and_forgets_the_rest(disk: Disk) -> None:
+def test_a_reset_keeps_the_windows_contents_and_forgets_the_rest(disk: Any) -> None:
     disk.start()
     disk.function.window.view(0xA000, 4)[:] = b"keep"
     disk.registers.set(CommonCfg.device_status, 0)
@@ -212,7 +168,7 @@ def test_a_reset_keeps_the_windows_contents_and_forgets_the_rest(disk: Disk) -> 
     disk.work()
 
 
-def test_spurious_notifications_do_no_harm(disk: Disk) -> None:
+def test_spurious_notifications_do_no_harm(disk: Any) -> None:
     disk.start()
     for index in (0, 1, 500, 1023):
         disk.registers.notify(index)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from typing import Any
 import pytest
 
 from nodma.errors import UsageError
+from nodma.function import PciFunction
 from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
-from nodma.process import DeviceProcess
+from nodma.process import DeviceProcess, Served
+from nodma.vfio_user import Server
+from nodma.vfio_user.listener import make_listener
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 PLAIN = Shape()
@@ -52,10 +57,29 @@ class Run:
         return sum(report["addresses_outside_window"] for report in self.reports)
 
 
+@contextmanager
+def serving(function: PciFunction, path: Path) -> Iterator[PciFunction]:
+    """Serve a function by a thread of this process."""
+    listener = make_listener(path)
+    server = Server(function, listener.socket)
+    thread = threading.Thread(target=server.run, name=path.stem)
+    thread.start()
+    try:
+        yield function
+    finally:
+        server.stop()
+        thread.join(timeout=30)
+        server.close()
+        listener.remove()
+        function.close()
+        assert not thread.is_alive()
+
+
 class Lab:
     """Makes disks, serves them, and boots machines that have them."""
 
     scenarios = SCENARIOS
+    serving = staticmethod(serving)
 
     def __init__(self, kit: Kit, directory: Path) -> None:
         self.kit = kit
@@ -74,12 +98,22 @@ class Lab:
     def socket(self, image: Path) -> Path:
         return image.with_suffix(".sock")
 
-    def machine(self, kernel: Kernel | None, job: Job | None, images: Sequence[Path], shape: Shape = PLAIN) -> Machine:
+    def machine(
+        self,
+        kernel: Kernel | None,
+        job: Job | None,
+        images: Sequence[Path | Sequence[Path]],
+        shape: Shape = PLAIN,
+    ) -> Machine:
+        """Make a machine with the disks of ``images``, each in a slot of its own; a sequence of them shares a slot."""
         return Machine(
             self.kit.tools,
             kernel,
             job,
-            functions=[self.socket(image) for image in images],
+            functions=[
+                self.socket(those) if isinstance(those, Path) else [self.socket(image) for image in those]
+                for those in images
+            ],
             shape=shape,
             directory=self.directory,
         )
@@ -107,6 +141,19 @@ class Lab:
         finally:
             for device in devices:
                 device.__exit__()
+
+    def slot(self, images: Sequence[Path], *options: str) -> Served:
+        """Serve disks as functions of one slot, in one pool."""
+        functions = [f"blk,image={image},socket={self.socket(image)}" for image in images]
+        return Served("--slot", "--share", *options, *functions)
+
+    def run_slot(self, kernel: Kernel, job: Job, images: Sequence[Path], *options: str, seconds: float = 120) -> Run:
+        """Run a job with disks in one slot and one pool; its script must exit with 0."""
+        with self.slot(images, *options) as slot:
+            with self.machine(kernel, job, [images]) as machine:
+                outcome = machine.finish(seconds)
+            assert outcome.status == 0, machine.console.tail()
+            return Run(outcome, [function["report"] for function in slot.stop()["functions"]])
 
 
 @pytest.fixture

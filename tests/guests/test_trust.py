@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from nodma.device import BlockDevice
 from nodma.device.image import Image
 from nodma.function import PciFunction
+from nodma.function.presence import make_capabilities
 from nodma.guest import Job, Kernel, Machine, Shape
 from nodma.ring import Request
 from nodma.spec.pci import Capability, MsixCapability
 from nodma.spec.virtio_pci import CfgType, SharedSwiotlbCap, VirtioPciCap
-from nodma.vfio_user import Server
-from nodma.vfio_user.listener import make_listener
 
 pytestmark = pytest.mark.timeout(240)
 POOL = 1 << 20
 PAGE = 4096
 
 
+Lie = Callable[[list[Capability], VirtioPciCap], None]
+
+
 class Liar(PciFunction):
     """A block function that says of its region what it was told to."""
 
-    def __init__(self, image: Path, lie: Callable[[list[Capability], VirtioPciCap], None]) -> None:
-        self._lie = lie
-        super().__init__(BlockDevice(Image(image), pool=POOL), pool=POOL)
+    def __init__(self, image: Path, lie: Lie, **more: Any) -> None:
+        def told(*given: Any) -> list[Capability]:
+            made = make_capabilities(*given)
+            lie(made, made[-1])  # the region's is the last
+            return made
 
-    def _make_capabilities(self) -> list[Capability]:
-        made = super()._make_capabilities()
-        of_type = {cap.cfg_type: cap for cap in made if isinstance(cap, VirtioPciCap)}
-        self._lie(made, of_type[CfgType.SWIOTLB])
-        return made
+        with mock.patch("nodma.function.function.make_capabilities", told):
+            super().__init__(BlockDevice(Image(image), pool=POOL), pool=POOL, **more)
 
 
-def claim(**values: int) -> Callable[[list[Capability], VirtioPciCap], None]:
+def claim(**values: int) -> Lie:
     """A lie that changes fields of capability 10."""
 
     def lie(_: list[Capability], cap: VirtioPciCap) -> None:
@@ -86,26 +87,8 @@ LIES = {
     "has 12 bytes, less than 16": claim(cap_len=12),
     "lies over the MSI-X pending bits": over_msix,
     "lies over the structure of type 4": over_another,
-    "names the region of 03.1, and regions are not shared by this version": somebody_elses,
+    "names the region of 03.1, and there is no such function": somebody_elses,
 }
-
-
-@contextmanager
-def serving(function: PciFunction, path: Path) -> Iterator[PciFunction]:
-    """Serve a function by a thread of this process."""
-    listener = make_listener(path)
-    server = Server(function, listener.socket)
-    thread = threading.Thread(target=server.run, name=path.stem)
-    thread.start()
-    try:
-        yield function
-    finally:
-        server.stop()
-        thread.join(timeout=30)
-        server.close()
-        listener.remove()
-        function.close()
-        assert not thread.is_alive()
 
 
 def test_capabilities_that_lie_are_refused_with_a_reason(lab: Any, kernel: Kernel) -> None:
@@ -114,7 +97,7 @@ def test_capabilities_that_lie_are_refused_with_a_reason(lab: Any, kernel: Kerne
     sockets = [lab.directory / f"{number}.sock" for number in range(len(lies))]
     with ExitStack() as stack:
         for lie, path in zip(lies, sockets, strict=True):
-            stack.enter_context(serving(Liar(lab.image(path.stem, 8 << 20), lie), path))
+            stack.enter_context(lab.serving(Liar(lab.image(path.stem, 8 << 20), lie), path))
         machine = Machine(lab.kit.tools, kernel, job, functions=sockets, directory=lab.directory)
         stack.enter_context(machine)
         outcome = machine.finish(60)
@@ -146,7 +129,7 @@ def test_the_device_is_not_shown_what_was_in_a_buffer_before(lab: Any, kernel: K
     script = "for size in 512 4k 64k 1M; do dd if=/dev/vda of=/dev/null bs=$size count=1000 iflag=direct; done"
     job = Job(script, drivers=["nodma", "virtio_blk"])
     with (
-        serving(PciFunction(spy, pool=POOL), lab.socket(image)),
+        lab.serving(PciFunction(spy, pool=POOL), lab.socket(image)),
         lab.machine(kernel, job, [image]) as machine,
     ):
         assert machine.finish(90).status == 0

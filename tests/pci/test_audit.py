@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 
 from nodma.pci import ConfigSpace, Finding, audit
+from nodma.spec.dmb import SHM_ID, DmbCommonCfg
 from nodma.spec.layout import Layout
 from nodma.spec.pci import BAR_COUNT, BarFlag, Capability, Type0Header, VendorCapability
 from nodma.spec.virtio import Feature
-from nodma.spec.virtio_pci import CfgType, SharedSwiotlbCap, VirtioPciCap, VirtioPciNotifyCap
+from nodma.spec.virtio_pci import (
+    CfgType,
+    CommonCfg,
+    SharedSwiotlbCap,
+    VirtioPciCap,
+    VirtioPciCap64,
+    VirtioPciNotifyCap,
+)
 
 SIZES = {0: 32 << 10, 2: 16 << 20}
 FEATURES = Feature.VERSION_1.mask | Feature.ACCESS_PLATFORM.mask | Feature.SWIOTLB.mask
@@ -116,9 +124,97 @@ def test_feature_not_offered(assemble: Assemble, good: Good, feature: Feature, c
 
 
 def test_two_regions(assemble: Assemble, good: Good, virtio: Callable[..., VendorCapability]) -> None:
-    good["swiotlb"] = virtio(CfgType.SWIOTLB, VirtioPciCap, bar=2, length=4096)
-    good["other"] = virtio(CfgType.SWIOTLB, VirtioPciCap, bar=2, offset=4096, length=4096)
+    half = 8 << 20
+    good["swiotlb"] = virtio(CfgType.SWIOTLB, VirtioPciCap, bar=2, length=half)
+    good["other"] = virtio(CfgType.SWIOTLB, VirtioPciCap, bar=2, offset=half, length=half)
+    only(findings(assemble(list(good.values()))), "SHARE", "error", "name different regions")
+
+
+def test_the_same_region_twice(assemble: Assemble, good: Good) -> None:
+    good["other"] = SharedSwiotlbCap.new(
+        **dict(good["swiotlb"].items()) | {"cap_len": 20, "device": 0xFF, "function": 2}
+    )
+    good["swiotlb"] = SharedSwiotlbCap.new(**dict(good["other"].items()))
     only(findings(assemble(list(good.values()))), "SW-D2", "warning", "2 capabilities 10")
+
+
+@pytest.mark.parametrize(
+    ("values", "severity", "words"),
+    [
+        ({"device": 3, "function": 0xFF}, "error", "names device 3, and no function of it"),
+        ({"function": 8}, "error", "names function 8: there are 8"),
+        ({"device": 32, "function": 0}, "error", "names device 32: a bus has 32"),
+        ({"function": 1, "padding2": b"\1\0"}, "warning", "0100 where zeros belong"),
+    ],
+)
+def test_a_reference_that_leads_nowhere(
+    assemble: Assemble, good: Good, values: dict[str, Any], severity: str, words: str
+) -> None:
+    good["swiotlb"] = SharedSwiotlbCap.new(**dict(good["swiotlb"].items()) | {"cap_len": 20} | values)
+    only(findings(assemble(list(good.values()))), "SHARE", severity, words)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"offset": 0x800, "length": 1 << 20}, "no page's beginning"), ({"length": 4096}, "fewer than 65536")],
+)
+def test_a_region_that_cannot_be_mapped_or_used(
+    assemble: Assemble, good: Good, values: dict[str, int], words: str
+) -> None:
+    for name, value in values.items():
+        setattr(good["swiotlb"], name, value)
+    only(findings(assemble(list(good.values()))), "SW-D2", "error", words)
+
+
+class TestDmb:
+    """VIRTIO_F_DMB: which region is its, and what goes with it."""
+
+    features = Feature.VERSION_1.mask | Feature.ACCESS_PLATFORM.mask | Feature.DMB.mask
+
+    @pytest.fixture
+    def good(self, good: Good, virtio: Callable[..., VendorCapability]) -> Good:
+        del good["swiotlb"]
+        good["common"].length = DmbCommonCfg.size  # type: ignore[attr-defined]
+        good["dmb"] = virtio(CfgType.SHARED_MEMORY, VirtioPciCap64, bar=2, length=16 << 20, id=SHM_ID)
+        return good
+
+    def found(self, raw: bytes, features: int | None = None, shm_id: int | None = SHM_ID) -> list[Finding]:
+        return audit(ConfigSpace.parse(raw, SIZES), features or self.features, shm_id)
+
+    def test_good(self, assemble: Assemble, good: Good) -> None:
+        raw = assemble(list(good.values()))
+        assert self.found(raw) == []
+        assert self.found(raw, shm_id=SHM_ID | 0x1200) == []  # 8 bits count
+        assert self.found(raw, shm_id=None) == []
+
+    def test_beside_other_shared_memory(
+        self, assemble: Assemble, good: Good, virtio: Callable[..., VendorCapability]
+    ) -> None:
+        good["dax"] = virtio(CfgType.SHARED_MEMORY, VirtioPciCap64, bar=0, offset=0x7000, length=16, id=0)
+        assert self.found(assemble(list(good.values()))) == []
+
+    def test_no_region_has_the_id(self, assemble: Assemble, good: Good) -> None:
+        only(self.found(assemble(list(good.values())), shm_id=7), "DMB-V2", "error", "0 shared memory regions have")
+
+    def test_two_have_it(self, assemble: Assemble, good: Good) -> None:
+        good["other"] = type(good["dmb"]).new(**dict(good["dmb"].items()) | {"bar": 0, "offset": 0x7000})
+        found = self.found(assemble(list(good.values())))
+        assert ("DMB-V2", "2 shared memory regions have its id 219") in [
+            (finding.clause, finding.message.split(", and ")[-1]) for finding in found
+        ]
+
+    def test_without_access_platform(self, assemble: Assemble, good: Good) -> None:
+        found = self.found(assemble(list(good.values())), self.features & ~Feature.ACCESS_PLATFORM.mask)
+        assert ("DMB-V1", "error") in [(finding.clause, finding.severity) for finding in found]
+
+    def test_no_room_for_the_register(self, assemble: Assemble, good: Good) -> None:
+        good["common"].length = CommonCfg.size  # type: ignore[attr-defined]
+        only(self.found(assemble(list(good.values()))), "DMB-V2", "error", "too short for the register dmb_shm_id")
+
+    def test_over_something_else(self, assemble: Assemble, good: Good) -> None:
+        good["dmb"].bar, good["dmb"].length = 0, 1 << 15  # type: ignore[attr-defined]
+        found = self.found(assemble(list(good.values())))
+        assert any(finding.clause == "DMB-V4" and "overlaps" in finding.message for finding in found)
 
 
 def test_sharing_extension_cut_short(assemble: Assemble, good: Good) -> None:

@@ -76,7 +76,7 @@ FULL_TAIL = """\
 \t\tBAR=0 offset=00000000 size=00000000
 \tCapabilities: [a4] VirtIO: SWIOTLB
 \t\tBAR=2 offset=00000000 size=01000000
-\t\tOwner: self
+\t\tOwner: self, and others may use it
 \tCapabilities: [b8] VirtIO: VendorData
 \t\tVendor=1234 length=12
 \t\tData: de ad be ef 00 01
@@ -203,7 +203,7 @@ def test_json(report: Report) -> None:
         "index": 2, "kind": "memory", "address": 2 << 32, "is64": True, "prefetchable": True, "size": 16 << 20,
     }  # fmt: skip
     [swiotlb] = [cap for cap in record["capabilities"] if cap["name"] == "VirtIO: SWIOTLB"]
-    assert swiotlb["virtio"] == {"cfg_type": 10, "bar": 2, "offset": 0, "length": 16 << 20}
+    assert swiotlb["virtio"] == {"cfg_type": 10, "bar": 2, "offset": 0, "length": 16 << 20, "owner": None}
     assert "SWIOTLB" in record["virtio"]["feature_names"]
     assert record["virtio"]["queues"][1] == {"index": 1, "size": 128, "enabled": False}
     assert record["virtio"]["block"]["capacity"] == 32768

@@ -16,10 +16,11 @@ from nodma.errors import Disconnected, NodmaError, ProtocolError
 from nodma.pci.config import ConfigSpace, VirtioCapability
 from nodma.pci.probe import read_config
 from nodma.pci.report import QueueState, Report, VirtioState
+from nodma.spec.dmb import DmbCommonCfg
 from nodma.spec.layout import Field
 from nodma.spec.pci import BAR_COUNT, FIRST_CAPABILITY
 from nodma.spec.vfio_user import Region
-from nodma.spec.virtio import FEATURE_BITS, DeviceType
+from nodma.spec.virtio import FEATURE_BITS, DeviceType, Feature
 from nodma.spec.virtio_blk import BlkConfig
 from nodma.spec.virtio_pci import CfgType, CommonCfg
 from nodma.vfio_user.client import RegionReply
@@ -106,6 +107,9 @@ class _Reader:
             state.queue_count = registers.get(CommonCfg.num_queues)
         with self.trying("what queues there are"):
             state.queues = _queues(registers, state.queue_count or 0)
+        if (state.features or 0) & Feature.DMB.mask:
+            with self.trying("which region is VIRTIO_F_DMB's"):
+                state.dmb_shm_id = registers.get(DmbCommonCfg.dmb_shm_id)
         device = space.virtio(CfgType.DEVICE)
         if space.device_type == DeviceType.BLOCK and device is not None:
             with self.trying("the block device configuration"):

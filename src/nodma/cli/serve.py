@@ -6,14 +6,32 @@ from pathlib import Path
 
 import click
 
-from nodma.device.blk import BlockDevice
-from nodma.device.image import Cache, Image
+from nodma.cli.serve_slot import serve_slot
+from nodma.device.image import Cache
 from nodma.host import HostOptions, host, host_options
+from nodma.slot.devices import block_device
 
 
-@click.group()
+class _Serve(click.Group):
+    """Takes `--slot` and the name of a TOML file for the command `slot`, which they mean."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] == "--slot":
+            args = ["slot", *args[1:]]
+        elif args and args[0].endswith(".toml"):
+            args = ["slot", "--config", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Serve)
 def serve() -> None:
-    """Serve a device on a socket, to a VMM's vfio-user-pci or to nodma's own driver."""
+    """Serve a device on a socket, to a VMM's vfio-user-pci or to nodma's own driver.
+
+    `nodma serve --slot FUNCTION...` and `nodma serve FILE.toml` serve the functions of one slot.
+    """
+
+
+serve.add_command(serve_slot)
 
 
 @serve.command()
@@ -36,12 +54,14 @@ def blk(*, options: HostOptions, image: Path, read_only: bool, cache: str, queue
     the image is synced, the socket is removed.
     """
 
-    def device(options: HostOptions) -> BlockDevice:
-        disk = Image(image, read_only=read_only, cache=Cache(cache))
-        try:
-            return BlockDevice(disk, pool=options.pool, queues=queues, serial=serial)
-        except BaseException:
-            disk.close()
-            raise
-
-    host(device, options)
+    host(
+        lambda options: block_device(
+            image,
+            pool=options.share_of_pool,
+            read_only=read_only,
+            queues=queues,
+            serial=serial,
+            cache=Cache(cache),
+        ),
+        options,
+    )

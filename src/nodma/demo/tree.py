@@ -15,6 +15,8 @@ import nodma
 _SIZES: Final = (700, 3_000, 12_000, 50_000, 200_000)
 _PER_DIRECTORY: Final = 100
 _GENERATED: Final = "generated"
+_LEAST_GENERATED: Final = 20
+"""However many files the project has by itself, as many are there to be overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def make_tree(root: Path, files: int, progress: Callable[[int], None]) -> Tree:
         shutil.copytree(docs, root / "docs")
     have = sum(1 for path in root.rglob("*") if path.is_file())
     source = random.Random(20250402)  # noqa: S311 - contents that are the same each time
-    for number in range(max(0, files - have)):
+    for number in range(max(_LEAST_GENERATED, files - have)):
         directory = root / _GENERATED / f"{number // _PER_DIRECTORY:03}"
         directory.mkdir(parents=True, exist_ok=True)
         size = _SIZES[number % len(_SIZES)] + source.randrange(500)

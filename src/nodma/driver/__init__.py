@@ -9,8 +9,21 @@
 
 from nodma.driver.blk import BlockDisk, Ticket, open_disk
 from nodma.driver.bus import PciBus
+from nodma.driver.filled import Filled
+from nodma.driver.slot import Slot, open_slot
 from nodma.driver.sysfs_bus import SysfsBus
 from nodma.driver.vfio_user_bus import VfioUserBus
 from nodma.driver.virtio import VirtioPci
 
-__all__ = ["BlockDisk", "PciBus", "SysfsBus", "Ticket", "VfioUserBus", "VirtioPci", "open_disk"]
+__all__ = [
+    "BlockDisk",
+    "Filled",
+    "PciBus",
+    "Slot",
+    "SysfsBus",
+    "Ticket",
+    "VfioUserBus",
+    "VirtioPci",
+    "open_disk",
+    "open_slot",
+]

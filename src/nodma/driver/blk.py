@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodma.driver.bus import PciBus
+from nodma.driver.filled import Filled
 from nodma.driver.sysfs_bus import SysfsBus
 from nodma.driver.vfio_user_bus import VfioUserBus
 from nodma.driver.virtio import VirtioPci
 from nodma.errors import PoolTooSmall, ProbeError, UsageError
 from nodma.pci.sysfs import full_address
-from nodma.ring import DriverRing, RingLayout
+from nodma.ring import DriverRing, Parts, RingLayout
 from nodma.spec.virtio import Descriptor, DeviceType, Feature
 from nodma.spec.virtio_blk import (
     ID_BYTES,
@@ -30,7 +31,7 @@ from nodma.spec.virtio_blk import (
     BlkType,
 )
 from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, NO_VECTOR
-from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolStats
+from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolShare, PoolStats
 
 _WANTED: Final = sum(
     feature.mask
@@ -72,14 +73,21 @@ WriteBuffer = bytearray | memoryview
 
 
 class Ticket:
-    """A request on its way. ``done`` once the device gave it back; ``status`` is then what it said."""
+    """A request on its way. ``done`` once the device gave it back; ``status`` is then what it said.
 
-    __slots__ = ("cell", "done", "into", "mappings", "status")
+    Its ``mappings`` are unmapped then; unless it ``keeps`` them, and all went well.
+    """
 
-    def __init__(self, cell: int, mappings: Sequence[Mapping], into: memoryview | None) -> None:
-        self.cell = cell
+    __slots__ = ("cell", "done", "into", "keeps", "least", "mappings", "status")
+
+    def __init__(
+        self, mappings: Sequence[Mapping], into: memoryview | None = None, *, least: int = 0, keeps: bool = False
+    ) -> None:
+        self.cell = 0
         self.mappings = mappings
         self.into = into
+        self.least = least  # bytes that the device must have written, or not all is well
+        self.keeps = keeps
         self.done = False
         self.status = _NOT_DONE
 
@@ -133,13 +141,14 @@ class BlockDisk:
         if not indirect:
             segments = min(segments, entries - _BESIDE_DATA)
         self._queues = [_Queue(device, index, entries, vector, parts) for index in range(count)]
+        self._segments = segments
         self._turn = 0
         self._finished: list[Ticket] = []  # done while room was waited for, not yet given out
         self.in_flight = 0
         """Requests that the device has."""
 
-        self._memory = device.window.bytes
-        self.pool = BouncePool(device.window, *device.free, reclaim=self._make_progress)
+        self._memory = device.window.view(0, device.window.size)
+        self.pool = self._make_pool()
         most = self.pool.stats.slots * SLOT // _POOL_SHARE
         self.segment = min(self.pool.max_mapping, size_max, most) // SECTOR * SECTOR
         """Bytes that one part of a request has at most."""
@@ -149,6 +158,12 @@ class BlockDisk:
         for fd in self._eventfds:
             self._poll.register(fd, select.POLLIN)
         device.start()
+
+    def _make_pool(self) -> BouncePool | PoolShare:
+        device = self.device
+        if device.rest is None:
+            return BouncePool(device.window, *device.free, reclaim=self._make_progress)
+        return PoolShare(BouncePool(device.window, *device.free), device.rest, reclaim=self._make_progress)
 
     def _limits(self) -> tuple[int, int, int]:
         """Give seg_max, size_max (bytes) and the number of queues; those that were not negotiated have defaults.
@@ -169,7 +184,7 @@ class BlockDisk:
         """Choose the queues' size: what ``depth`` needs, if that leaves most of the region to the pool."""
         entries = min(_MAX_QUEUE, self.device.queue_limit(0), 1 << max(2, (depth - 1).bit_length()))
         each = _CELL + Descriptor.size * parts
-        room = self.device.region.length // _RING_SHARE // queues
+        room = self.device.free[1] // _RING_SHARE // queues
         while entries > 2 and RingLayout.packed_at(0, entries).end + each * entries > room:
             entries //= 2
         return entries
@@ -184,7 +199,9 @@ class BlockDisk:
     def serial(self) -> str:
         """The device ID string (GET_ID)."""
         raw = bytearray(ID_BYTES)
-        self._finish([self._submit(BlkType.GET_ID, 0, (), [self._map_in(ID_BYTES)], raw)])
+        mappings = self._map_back(ID_BYTES)
+        ticket = Ticket(mappings, memoryview(raw), least=len(raw) + 1)
+        self._finish([self._submit(BlkType.GET_ID, 0, (), _parts(mappings), ticket)])
         return raw.rstrip(b"\0").decode("ascii", "replace")
 
     # Like a file
@@ -230,7 +247,7 @@ class BlockDisk:
     def flush(self) -> None:
         """Have all that was written made durable."""
         if self.features & BlkFeature.FLUSH.mask:
-            self._finish([self._submit(BlkType.FLUSH, 0, (), ())])
+            self._finish([self._submit(BlkType.FLUSH, 0, (), (), Ticket(()))])
 
     def discard(self, offset: int, length: int) -> None:
         """Tell the device that a range of whole sectors is no longer needed."""
@@ -245,8 +262,10 @@ class BlockDisk:
     def submit_read(self, offset: int, into: WriteBuffer) -> Ticket:
         """Begin to read whole sectors, at most :attr:`max_request` bytes, into a buffer."""
         length = len(into)
-        mappings = [self._map_in(min(self.segment, length - at)) for at in range(0, length, self.segment)]
-        return self._submit(BlkType.IN, offset // SECTOR, (), mappings, into)
+        mappings = self._map_back(length)
+        return self._submit(
+            BlkType.IN, offset // SECTOR, (), _parts(mappings), Ticket(mappings, memoryview(into), least=length + 1)
+        )
 
     def submit_write(self, offset: int, data: ReadBuffer) -> Ticket:
         """Begin to write whole sectors, at most :attr:`max_request` bytes; ``data`` is copied at once."""
@@ -255,7 +274,62 @@ class BlockDisk:
             self.pool.map(data[at : at + segment] if len(data) > segment else data, Direction.TO_DEVICE)
             for at in range(0, len(data), segment)
         ]
-        return self._submit(BlkType.OUT, offset // SECTOR, mappings, ())
+        return self._submit(BlkType.OUT, offset // SECTOR, _parts(mappings), (), Ticket(mappings))
+
+    # Without a copy
+
+    def submit_read_mapping(self, offset: int, length: int) -> Ticket | None:
+        """Begin to read whole sectors, at most :attr:`max_request` bytes, into slots that the ticket keeps.
+
+        None if the pool has no room now: it may be others that hold the slots, so it is not waited for.
+        """
+        mappings: list[Mapping] = []
+        for at in range(0, length, self.segment):
+            mapping = self.pool.try_map(min(self.segment, length - at), Direction.FROM_DEVICE)
+            if mapping is None:
+                for taken in mappings:
+                    self.pool.unmap(taken)
+                return None
+            mappings.append(mapping)
+        ticket = Ticket(mappings, least=length + 1, keeps=True)
+        return self._submit(BlkType.IN, offset // SECTOR, (), _parts(mappings), ticket)
+
+    def submit_write_mapping(self, filled: Filled, offset: int) -> Ticket:
+        """Begin to write what another disk of the same pool has filled; the slots stay the caller's to release.
+
+        Raises UsageError for slots of another pool, or more pieces than the device takes.
+        """
+        if filled.pool.window is not self.pool.window:
+            raise UsageError("these slots are in another disk's pool, which this one does not share: copy the data")
+        parts = filled.parts(self.segment)
+        if filled.length % SECTOR or len(parts) > self._segments:
+            raise UsageError(
+                f"{filled.length} bytes in {len(parts)} pieces: this disk takes whole sectors in up to {self._segments}"
+            )
+        return self._submit(BlkType.OUT, offset // SECTOR, parts, (), Ticket(()))
+
+    def read_mapping(self, offset: int, length: int) -> Filled:
+        """Read whole sectors, at most :attr:`max_request` bytes, into slots of the pool, and leave them there.
+
+        Raises PoolTooSmall if there is no room for them, and none will be without the caller's doing.
+        """
+        if (offset, offset + length) != self._sectors(offset, length) or not 0 < length <= self.max_request:
+            raise UsageError(f"{length} bytes at {offset}: whole sectors, at most {self.max_request} bytes at once")
+        while (ticket := self.submit_read_mapping(offset, length)) is None:
+            self._make_progress()
+        self._finish([ticket])
+        return self.take(ticket)
+
+    def write_mapping(self, filled: Filled, offset: int) -> None:
+        """Write what another disk of the same pool has filled. Raises UsageError as :meth:`submit_write_mapping`."""
+        self._sectors(offset, filled.length)
+        self._finish([self.submit_write_mapping(filled, offset)])
+
+    def take(self, ticket: Ticket) -> Filled:
+        """Take what a ticket of :meth:`submit_read_mapping` kept, once it is done. Raises OSError if it failed."""
+        self.check(ticket)
+        mappings, ticket.mappings = ticket.mappings, ()
+        return Filled(self.pool, mappings)
 
     def kick(self) -> None:
         """Let the device see what was submitted; a request is not on its way before."""
@@ -301,29 +375,23 @@ class BlockDisk:
         """What went through the pool."""
         return self.pool.stats
 
-    def _map_in(self, length: int) -> Mapping:
-        return self.pool.map(length, Direction.FROM_DEVICE)
+    def _map_back(self, length: int) -> list[Mapping]:
+        """Map room for ``length`` bytes from the device."""
+        segment = self.segment
+        return [self.pool.map(min(segment, length - at), Direction.FROM_DEVICE) for at in range(0, length, segment)]
 
-    def _submit(
-        self,
-        kind: BlkType,
-        sector: int,
-        out: Sequence[Mapping],
-        back: Sequence[Mapping],
-        into: WriteBuffer | None = None,
-    ) -> Ticket:
+    def _submit(self, kind: BlkType, sector: int, out: Parts, back: Parts, ticket: Ticket) -> Ticket:
         """Put a request in the next queue, waiting until there is room."""
         queue = self._queues[self._turn]
         self._turn = (self._turn + 1) % len(self._queues)
         while not queue.cells:
             self._make_progress()
-        cell = queue.cells.pop()
+        cell = ticket.cell = queue.cells.pop()
         memory = self._memory
         _HEADER.pack_into(memory, cell, kind, 0, sector)
         memory[cell + _STATUS_AT] = _NOT_DONE
-        readable = [(cell, _STATUS_AT), *((mapping.offset, mapping.length) for mapping in out)]
-        writable = [*((mapping.offset, mapping.length) for mapping in back), (cell + _STATUS_AT, 1)]
-        ticket = Ticket(cell, out or back, None if into is None else memoryview(into))
+        readable = [(cell, _STATUS_AT), *out]
+        writable = [*back, (cell + _STATUS_AT, 1)]
         while not queue.ring.add(readable, writable, ticket):
             self._make_progress()
         self.in_flight += 1
@@ -335,16 +403,21 @@ class BlockDisk:
         ticket.done = True
         queue.cells.append(ticket.cell)
         self.in_flight -= 1
-        into = ticket.into
-        if into is not None and ticket.status == BlkStatus.OK and written <= len(into):
+        if written < ticket.least and ticket.status == BlkStatus.OK:
             ticket.status = BlkStatus.IOERR  # it says that all is well, but did not write all
+        into = ticket.into
+        if ticket.status != BlkStatus.OK:
+            into = None
+        elif ticket.keeps:
+            return
         at = 0
         for mapping in ticket.mappings:
-            if into is None or ticket.status != BlkStatus.OK:
+            if into is None:
                 self.pool.unmap(mapping)
             else:
                 self.pool.unmap(mapping, into[at : at + mapping.length])
                 at += mapping.length
+        ticket.mappings = ()
 
     def _finish(self, tickets: list[Ticket]) -> None:
         """Wait for requests. Raises OSError if one failed, once all are done."""
@@ -353,10 +426,14 @@ class BlockDisk:
             others += self.wait()
         self._finished += [ticket for ticket in others if ticket not in tickets]
         for ticket in tickets:
-            if ticket.status == BlkStatus.UNSUPP:
-                raise OSError(errno.ENOTSUP, "the device does not support this request")
-            if ticket.status != BlkStatus.OK:
-                raise OSError(errno.EROFS if self.read_only else errno.EIO, "the device reports an I/O error")
+            self.check(ticket)
+
+    def check(self, ticket: Ticket) -> None:
+        """Raise OSError if a request that is done failed."""
+        if ticket.status == BlkStatus.UNSUPP:
+            raise OSError(errno.ENOTSUP, "the device does not support this request")
+        if ticket.status != BlkStatus.OK:
+            raise OSError(errno.EROFS if self.read_only else errno.EIO, "the device reports an I/O error")
 
     def _range(self, feature: BlkFeature, kind: BlkType, offset: int, length: int, flags: int) -> None:
         if not self.features & feature.mask:
@@ -364,7 +441,8 @@ class BlockDisk:
         if (offset, offset + length) != self._sectors(offset, length):
             raise UsageError(f"{length} bytes at {offset} are not whole sectors of {SECTOR} bytes")
         data = BlkRange.codec.pack(offset // SECTOR, length // SECTOR, flags)
-        self._finish([self._submit(kind, 0, [self.pool.map(data, Direction.TO_DEVICE)], ())])
+        mappings = [self.pool.map(data, Direction.TO_DEVICE)]
+        self._finish([self._submit(kind, 0, _parts(mappings), (), Ticket(mappings))])
 
     def _sectors(self, offset: int, length: int) -> tuple[int, int]:
         """Round a range to whole sectors. Raises UsageError if it is not inside the disk."""
@@ -401,6 +479,10 @@ class BlockDisk:
                 continue
         if not events or events[0][0] == self._eventfds[_CONFIG_VECTOR]:
             self.device.check()
+
+
+def _parts(mappings: Sequence[Mapping]) -> Parts:
+    return [(mapping.offset, mapping.length) for mapping in mappings]
 
 
 def open_disk(path: Path | str, *, queues: int = 1, depth: int = 128, polling: bool = False) -> BlockDisk:

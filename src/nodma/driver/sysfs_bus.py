@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
 
+from nodma.driver.bus import PciPeer
+from nodma.driver.neighbours import Alone, Neighbours
+from nodma.driver.territory import Territory
 from nodma.errors import ProbeError, UsageError
-from nodma.pci.sysfs import ROOT, bar_sizes, full_address
+from nodma.pci.sysfs import ROOT, bar_sizes, device_and_function, full_address
 from nodma.spec.pci import Command, Type0Header
 from nodma.window import Window
 from nodma.window.window import Word
@@ -25,9 +28,11 @@ _HALF: Final = 4
 class SysfsBus:
     """Implements :class:`~nodma.driver.bus.PciBus` over the directory of a function in sysfs. Root may."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, neighbours: Neighbours | None = None) -> None:
         """Open the function. Raises UsageError if it is not there or may not be used, ProbeError if a driver has it."""
         self._place = place
+        self._neighbours = neighbours or Alone()
+        self.place = device_and_function(place.name)
         self.address = place.name
         self._windows: dict[int, Window] = {}
         self._enabled = False
@@ -46,15 +51,17 @@ class SysfsBus:
         self._sizes = bar_sizes(place / "resource") or {}
 
     @classmethod
-    def open(cls, address: str, root: Path = ROOT) -> Self:
+    def open(cls, address: str, root: Path = ROOT, *, neighbours: Neighbours | None = None) -> Self:
         """Open the function at a PCI address. Raises as the constructor does."""
         full = full_address(address)
         if full is None:
             raise UsageError(f"{address!r} is no PCI address: write 00:05.0 or 0000:00:05.0")
-        return cls(root / full)
+        return cls(root / full, neighbours=neighbours)
 
     def enable(self) -> None:
         """Have the kernel enable the function, and decode its BARs. Bus mastering stays off: nothing needs it."""
+        if self._enabled:
+            return
         try:
             (self._place / "enable").write_text("1")
         except OSError as error:
@@ -89,15 +96,23 @@ class SysfsBus:
         """The same: a store does not wait."""
         self.write_bar(bar, offset, data)
 
-    def map_bar(self, bar: int) -> Window:
-        """Map a BAR. Raises ProbeError if the kernel does not let it be mapped."""
+    def map_bar(self, bar: int, offset: int, length: int) -> Window:
+        """Map a part of a BAR. Raises ProbeError if the kernel does not let it be mapped."""
         if bar not in self._sizes:
             raise ProbeError(f"{self.address} has no BAR {bar}")
         path = self._place / f"resource{bar}"
         try:
-            return Window.adopt(os.open(path, os.O_RDWR | os.O_SYNC | os.O_CLOEXEC), self._sizes[bar])
+            return Window.adopt(os.open(path, os.O_RDWR | os.O_SYNC | os.O_CLOEXEC), length, offset=offset)
         except OSError as error:
             raise ProbeError(f"BAR {bar} cannot be mapped ({path}): {error.strerror}") from error
+
+    def peer(self, device: int, function: int) -> PciPeer | None:
+        """Give another function of the slot, if they were opened together."""
+        return self._neighbours.peer(device, function)
+
+    def territory(self, owner: PciPeer, bar: int, offset: int, length: int) -> Territory | None:
+        """Give this function's part of a shared region, if functions were opened together."""
+        return self._neighbours.territory(self, owner, bar, offset, length)
 
     def enable_msix(self, vectors: int) -> list[int]:  # noqa: ARG002 - the protocol's signature
         """Raise ProbeError: user space gets no interrupts this way."""
@@ -105,6 +120,7 @@ class SysfsBus:
 
     def close(self) -> None:
         """Unmap, and let the kernel disable the function again."""
+        self._neighbours.gone(self)
         for window in self._windows.values():
             window.close()
         self._windows.clear()
@@ -118,5 +134,5 @@ class SysfsBus:
 
     def _registers(self, bar: int) -> Window:
         if bar not in self._windows:
-            self._windows[bar] = self.map_bar(bar)
+            self._windows[bar] = self.map_bar(bar, 0, self._sizes.get(bar, 0))
         return self._windows[bar]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from nodma.driver.bus import PciPeer
+from nodma.driver.neighbours import Alone, Neighbours
+from nodma.driver.territory import Territory
 from nodma.errors import ProbeError
 from nodma.pci import ConfigSpace
 from nodma.spec.pci import BAR_COUNT, CapId, Command, MsixCapability, MsixControl, Type0Header
-from nodma.spec.vfio_user import Irq, Region
+from nodma.spec.vfio_user import Irq, Region, RegionFlag
 from nodma.vfio_user.client import Client, RegionReply
 from nodma.window import Window
 
@@ -20,38 +23,80 @@ _FIRST_64: Final = 0x10_0000_0000
 """Where 64-bit BARs are put: above what a machine of 64 GiB has as memory."""
 
 
+NOWHERE: Final = (-1, -1)
+"""The place of a function that was not opened as one of a slot."""
+
+
+class Addresses:
+    """Hands out bus addresses for BARs, each aligned to its size."""
+
+    def __init__(self) -> None:
+        self._low, self._high = _FIRST_32, _FIRST_64
+
+    def take(self, size: int, *, is64: bool) -> int:
+        """Give the address of a BAR of ``size`` bytes."""
+        at = -(-(self._high if is64 else self._low) // size) * size
+        if is64:
+            self._high = at + size
+        else:
+            self._low = at + size
+        return at
+
+
 class VfioUserBus:
     """Implements :class:`~nodma.driver.bus.PciBus` over any vfio-user server."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(
+        self,
+        client: Client,
+        *,
+        place: tuple[int, int] = NOWHERE,
+        neighbours: Neighbours | None = None,
+        addresses: Addresses | None = None,
+    ) -> None:
         """Own ``client`` from here on."""
         self.client = client
-        self._sizes = {bar: info.size for bar in range(BAR_COUNT) if (info := self._region(bar)).size}
+        self.place = place
+        self.mappable: dict[int, int] = {}
+        """The BARs that can be mapped, once they are enabled: sizes by bus address."""
+        self._neighbours = neighbours or Alone()
+        self._addresses = addresses or Addresses()
+        self._enabled = False
+        regions = {bar: self._region(bar) for bar in range(BAR_COUNT)}
+        self._sizes = {bar: info.size for bar, info in regions.items() if info.size}
+        self._mappable = [bar for bar, info in regions.items() if info.flags & RegionFlag.MMAP]
         self._eventfds: list[int] = []
 
     @classmethod
-    def connect(cls, path: Path | str) -> Self:
-        """Connect to the server that listens at ``path``."""
-        return cls(Client.connect(path))
+    def connect(cls, path: Path | str, **options: Any) -> Self:
+        """Connect to the server that listens at ``path``; further options are the constructor's."""
+        return cls(Client.connect(path), **options)
+
+    def peer(self, device: int, function: int) -> PciPeer | None:
+        """Give another function of the slot, if they were opened together."""
+        return self._neighbours.peer(device, function)
+
+    def territory(self, owner: PciPeer, bar: int, offset: int, length: int) -> Territory | None:
+        """Give this function's part of a shared region, if functions were opened together."""
+        return self._neighbours.territory(self, owner, bar, offset, length)
 
     def enable(self) -> None:
-        """Give the BARs addresses, as firmware would, and turn memory decoding on."""
-        low, high = _FIRST_32, _FIRST_64
+        """Give the BARs addresses, as firmware would, and turn memory decoding on. Once is enough."""
+        if self._enabled:
+            return
         for bar in ConfigSpace.parse(self.read_config(0, 256), self._sizes).bars:
             size = bar.size
             if size is None or bar.kind != "memory":
                 continue
             at = Type0Header.bar0.offset + Type0Header.bar0.size * bar.index
-            if bar.is64:
-                high = -(-high // size) * size
-                self._write_config(at, high.to_bytes(8, "little"))
-                high += size
-            else:
-                low = -(-low // size) * size
-                self._write_config(at, low.to_bytes(4, "little"))
-                low += size
+            address = self._addresses.take(size, is64=bar.is64)
+            self._write_config(at, address.to_bytes(8 if bar.is64 else 4, "little"))
+            if bar.index in self._mappable:
+                self.mappable[address] = size
         command = Command.MEMORY | Command.INTX_DISABLE
         self._write_config(Type0Header.command.offset, int(command).to_bytes(Type0Header.command.size, "little"))
+        self._enabled = True
+        self._neighbours.enabled(self)
 
     def read_config(self, offset: int, count: int) -> bytes:
         """Read configuration space."""
@@ -73,12 +118,12 @@ class VfioUserBus:
         """Write a register, and do not wait for the device."""
         self.client.region_write(bar, offset, data, reply=False)
 
-    def map_bar(self, bar: int) -> Window:
-        """Map a BAR. Raises ProbeError if the server does not let it be mapped."""
+    def map_bar(self, bar: int, offset: int, length: int) -> Window:
+        """Map a part of a BAR. Raises ProbeError if the server does not let it be mapped."""
         info = self._region(bar, keep=True)
         if info.fd is None:
             raise ProbeError(f"the server hands out no descriptor for BAR {bar}: it cannot be mapped")
-        return Window.adopt(info.fd, info.size, offset=info.offset)
+        return Window.adopt(info.fd, length, offset=info.offset + offset)
 
     def enable_msix(self, vectors: int) -> list[int]:
         """Turn MSI-X on, with an eventfd for each vector. Raises ProbeError if there are fewer."""
@@ -94,6 +139,7 @@ class VfioUserBus:
 
     def close(self) -> None:
         """Disconnect."""
+        self._neighbours.gone(self)
         self.client.close()
         for fd in self._eventfds:
             os.close(fd)

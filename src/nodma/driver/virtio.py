@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from typing import Final, Self, TypeVar
 
 from nodma.driver.bus import PciBus
+from nodma.driver.sharing import locate
 from nodma.errors import DeviceFailed, NegotiationError, NodmaError, ProbeError
 from nodma.pci import ConfigSpace, VirtioCapability, audit
 from nodma.ring import DriverRing, RingLayout
+from nodma.spec.dmb import SHM_ID_MASK, DmbCommonCfg
 from nodma.spec.layout import Field, Layout
-from nodma.spec.profiles import SWIOTLB, Profile
+from nodma.spec.profiles import PREFERENCE, Profile
 from nodma.spec.virtio import DESC_ALIGN, Descriptor, Feature, Status
-from nodma.spec.virtio_pci import NO_VECTOR, VIRTIO_VENDOR, CfgType, CommonCfg
-from nodma.window import Window
+from nodma.spec.virtio_pci import NO_VECTOR, VIRTIO_VENDOR, CfgType, CommonCfg, SharedSwiotlbCap
+from nodma.window import BouncePool, Window
 
 _RESET_SECONDS: Final = 5.0
 _TRANSPORT: Final = (
@@ -26,21 +29,23 @@ L = TypeVar("L", bound=Layout)
 
 
 class VirtioPci:
-    """A virtio-pci function whose driver keeps to the function's own memory.
+    """A virtio-pci function whose driver keeps to a region: the function's own, or one that it shares.
 
-    What is in the window before the pool, rings and the like, is taken from the region's start by
+    ``window`` is that region, mapped. What is in it before the pool, rings and the like, is taken from the start by
     :meth:`reserve`, once, before the device is started; the rest is free for a bounce pool.
     """
 
-    def __init__(self, bus: PciBus, profile: Profile = SWIOTLB) -> None:
-        """Probe. Owns ``bus`` from here on.
+    def __init__(self, bus: PciBus, profile: Profile | None = None) -> None:
+        """Probe. Owns ``bus`` from here on. Without a ``profile``, the one preferred of those that the device presents.
 
         Raises ProbeError if this is no virtio device with the profile's region, or one whose capabilities
         claim what is not so: they are checked before anything is believed.
         """
         self.bus = bus
-        self.profile = profile
         self._window: Window | None = None
+        self._own_window = False
+        self.rest: BouncePool | None = None
+        """Of a shared region, the part that is for all; None if the region is this function's alone."""
         try:
             bus.enable()
             self.space = ConfigSpace.parse(bus.read_config(0, 256), bus.bar_sizes())
@@ -48,24 +53,56 @@ class VirtioPci:
                 raise ProbeError(f"vendor {self.space.header.vendor_id:#06x} makes no virtio devices")
             self._common = self._require(CfgType.COMMON)
             self._notify = self._require(CfgType.NOTIFY)
-            self.region = self._require(profile.cfg_type)
             self.reset()
             self.offered = self._features()
-            wrong = [finding for finding in audit(self.space, self.offered) if finding.severity == "error"]
-            if wrong:
-                raise ProbeError(f"the device breaks {wrong[0].clause}: {wrong[0].message}")
-            bar = self.space.bar(self.region.bar)
-            assert bar is not None  # audited
-            self._bar_address = bar.address
-            self._window = bus.map_bar(self.region.bar)
+            self.profile, self.region = self._choose(PREFERENCE if profile is None else (profile,))
+            self.place = locate(bus, self.space, self.region)
+            self._settle_in()
         except BaseException:
             self.close()
             raise
         self.accepted = 0
         self.queues = self._get(CommonCfg.num_queues)
-        self._free = self.region.offset_in_bar
-        self.end = self.region.offset_in_bar + self.region.length
-        """The first byte of the BAR behind the region."""
+
+    def _choose(self, profiles: Iterable[Profile]) -> tuple[Profile, VirtioCapability]:
+        """Check what the device says of itself; find the first profile whose region it presents."""
+        shm_id = self._shm_id()
+        wrong = [finding for finding in audit(self.space, self.offered, shm_id) if finding.severity == "error"]
+        if wrong:
+            raise ProbeError(f"the device breaks {wrong[0].clause}: {wrong[0].message}")
+        names = []
+        for profile in profiles:
+            for cap in self.space.virtio_all(profile.cfg_type):
+                if profile.shm_id is None or cap.id == shm_id:
+                    return profile, cap
+            names.append(f"{profile.name} (capability {profile.cfg_type})")
+        raise ProbeError(f"the device presents no region of the profile {' or '.join(names)}")
+
+    def _shm_id(self) -> int | None:
+        """Read which shared memory is VIRTIO_F_DMB's region; None if that is not offered."""
+        field = DmbCommonCfg.dmb_shm_id
+        if not self.offered & Feature.DMB.mask or self._common.length < field.end:
+            return None
+        return self._get(field) & SHM_ID_MASK
+
+    def _settle_in(self) -> None:
+        """Map the region, or find the part of a shared one that is for this function."""
+        place = self.place
+        reach = self.profile.reach(place.address, place.length)
+        assert reach is not None  # it has an address
+        self._base, self._free, self.end = reach.base, reach.first, reach.limit
+        shareable = isinstance(self.region.structure, SharedSwiotlbCap)
+        territory = self.bus.territory(place.holder, place.bar, place.offset, place.length) if shareable else None
+        if territory:
+            self._window, self._free, self.end = territory.window, territory.begin, territory.end
+            self.rest = territory.rest
+        elif place.shared:
+            raise ProbeError(
+                "the device has its region in another function's BAR: open its functions together (open_slot)"
+            )
+        else:
+            self._window = place.holder.map_bar(place.bar, place.offset, place.length)
+            self._own_window = True
 
     def _require(self, cfg_type: CfgType) -> VirtioCapability:
         found = self.space.virtio(cfg_type)
@@ -75,7 +112,7 @@ class VirtioPci:
 
     @property
     def window(self) -> Window:
-        """The BAR that the region is in, mapped."""
+        """The region, mapped."""
         assert self._window is not None  # or the constructor had raised
         return self._window
 
@@ -105,7 +142,10 @@ class VirtioPci:
         return Status(self._get(CommonCfg.device_status))
 
     def check(self) -> None:
-        """Raise DeviceFailed if the device asks to be reset."""
+        """Raise DeviceFailed if the device asks to be reset, or the pool that it shares is its owner's no more."""
+        holder = self.place.holder
+        if self.place.shared and self.bus.peer(*holder.place) is not holder:
+            raise DeviceFailed(f"function {holder.place[1]}, which owns the pool, was let go: requests wait for ever")
         if self.status & Status.DEVICE_NEEDS_RESET:
             raise DeviceFailed("the device set DEVICE_NEEDS_RESET: its log says why; reset it to go on")
 
@@ -138,7 +178,7 @@ class VirtioPci:
             raise NegotiationError("the device does not offer VERSION_1: it is a legacy device")
         self._set(CommonCfg.device_status, Status.ACKNOWLEDGE)
         self._set(CommonCfg.device_status, Status.ACKNOWLEDGE | Status.DRIVER)
-        self.accepted = self.offered & (wanted | _TRANSPORT | self.profile.feature.mask)
+        self.accepted = self.offered & (wanted | _TRANSPORT | self.profile.feature.mask | self.profile.beside)
         for word in (0, 1):
             self._set(CommonCfg.driver_feature_select, word)
             self._set(CommonCfg.driver_feature, self.accepted >> 32 * word & 0xFFFFFFFF)
@@ -153,7 +193,7 @@ class VirtioPci:
         """Take ``length`` bytes of the region for good; gives their offset in the window (SW-D2)."""
         at = -(-self._free // align) * align
         if at + length > self.end:
-            raise ProbeError(f"the region of {self.region.length} bytes is too small for the queues")
+            raise ProbeError(f"the region is too small for the queues: {self.end - self._free} bytes of it are left")
         self._free = at + length
         return at
 
@@ -176,7 +216,7 @@ class VirtioPci:
         ring = DriverRing(
             self.window,
             layout,
-            base=self._bar_address,
+            base=self._base,
             event_idx=bool(self.accepted & Feature.EVENT_IDX.mask),
             tables=self.reserve(Descriptor.size * parts * size, DESC_ALIGN),
             table_entries=parts,
@@ -188,7 +228,7 @@ class VirtioPci:
             (CommonCfg.queue_driver, layout.avail),
             (CommonCfg.queue_device, layout.used),
         ):
-            self._set(field, self._bar_address + offset)
+            self._set(field, self._base + offset)
         if self._get(CommonCfg.queue_msix_vector) != vector:
             raise ProbeError(f"the device cannot map queue {index} to vector {vector}")
         self._set(CommonCfg.queue_enable, 1)
@@ -220,7 +260,8 @@ class VirtioPci:
         if self._window is not None:
             with contextlib.suppress(NodmaError):  # gone, or beyond reset: it is let go all the same
                 self.reset()
-            self._window.close()
+            if self._own_window:
+                self._window.close()
         self.bus.close()
 
     def __enter__(self) -> Self:

@@ -5,5 +5,6 @@
 
 from nodma.function.function import PciFunction, RegionSpec
 from nodma.function.interrupts import Interrupts
+from nodma.function.shared_window import PoolKeeper, RemoteKeeper, Share
 
-__all__ = ["Interrupts", "PciFunction", "RegionSpec"]
+__all__ = ["Interrupts", "PciFunction", "PoolKeeper", "RegionSpec", "RemoteKeeper", "Share"]

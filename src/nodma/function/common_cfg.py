@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nodma.function.virtio import VirtioCore, VirtQueue
+from nodma.spec.dmb import DmbCommonCfg
 from nodma.spec.virtio_pci import NO_VECTOR, CommonCfg
 
 _WORD: Final = 0xFFFFFFFF
@@ -42,7 +43,9 @@ class CommonRegisters:
             "queue_reset": lambda: 0,
             "admin_queue_index": lambda: 0,
             "admin_queue_num": lambda: 0,
+            DmbCommonCfg.dmb_shm_id.name: lambda: core.profile.shm_id or 0,
         }
+        self._fields = core.profile.common.fields
         self._setters: dict[str, Callable[[int], None]] = {
             "device_feature_select": self._set_device_feature_select,
             "driver_feature_select": self._set_driver_feature_select,
@@ -58,7 +61,7 @@ class CommonRegisters:
             "queue_device": lambda value: self._set_queue_address("device", value),
             "queue_reset": lambda _: None,  # VIRTIO_F_RING_RESET is not offered
         }
-        self._readers = {(field.offset, field.size): self._getters[field.name] for field in CommonCfg.fields}
+        self._readers = {(field.offset, field.size): self._getters[field.name] for field in self._fields}
         self._writers = {(field.offset, field.size): self._setters[field.name] for field in _WRITABLE}
 
     def reset(self) -> None:
@@ -69,7 +72,7 @@ class CommonRegisters:
         """Read ``count`` bytes; behind the structure there are zeros."""
         if getter := self._readers.get((offset, count)):
             return int(getter()).to_bytes(count, "little")
-        touched = [field for field in CommonCfg.fields if field.offset < offset + count and offset < field.end]
+        touched = [field for field in self._fields if field.offset < offset + count and offset < field.end]
         if not touched:
             return bytes(count)
         found = b"".join(int(self._getters[field.name]()).to_bytes(field.size, "little") for field in touched)

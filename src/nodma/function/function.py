@@ -1,12 +1,7 @@
 """The PCI function: regions and configuration space in front of virtio, and the window behind a BAR.
 
-BAR 0 has the registers, 32 KiB::
-
-    0x0000  common configuration        0x3000  notifications, 4 bytes a queue
-    0x1000  ISR status                  0x4000  MSI-X table
-    0x2000  device configuration        0x6000  MSI-X pending bits
-
-BAR 2, 64-bit and prefetchable, is the window: the client maps it, and no access to it takes a message.
+What it presents, and where its registers are, is in ``nodma.function.presence``. The client maps the window, and no
+access to it takes a message.
 """
 
 from __future__ import annotations
@@ -14,52 +9,42 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodma.device.base import Device
 from nodma.errors import UsageError
 from nodma.function.common_cfg import CommonRegisters
 from nodma.function.config_space import ConfigSpace, MemoryBar
 from nodma.function.interrupts import Interrupts
-from nodma.function.virtio import Reach, VirtioCore
-from nodma.spec.pci import (
-    EXPRESS_TYPE_SHIFT,
-    Capability,
-    CapId,
-    Command,
-    ExpressCapability,
-    ExpressDeviceCap,
-    ExpressDeviceControl,
-    ExpressType,
-    MsixCapability,
-    MsixControl,
-    PciStatus,
-    Type0Header,
+from nodma.function.presence import (
+    AREA,
+    COMMON_AREA,
+    DEVICE_AREA,
+    ISR_AREA,
+    NOTIFY_AREA,
+    NOTIFY_MULTIPLIER,
+    PBA_AREA,
+    REGISTER_BAR,
+    REGISTER_BAR_BYTES,
+    TABLE_AREA,
+    WINDOW_BAR,
+    make_capabilities,
+    make_header,
+    own_region,
+    shared_region,
 )
-from nodma.spec.profiles import MAX_POOL, MAX_REGION, MIN_POOL, SWIOTLB, Policy, Profile
+from nodma.function.shared_window import OwnWindow, Share, SharedWindow
+from nodma.function.sharer import Sharer
+from nodma.function.virtio import VirtioCore
+from nodma.spec.pci import Command, ExpressCapability, ExpressDeviceControl, MsixCapability, MsixControl, PciStatus
+from nodma.spec.profiles import MAX_POOL, MIN_POOL, SWIOTLB, Policy, Profile
 from nodma.spec.vfio_user import Region
-from nodma.spec.virtio_pci import (
-    MODERN_DEVICE_BASE,
-    VIRTIO_VENDOR,
-    CfgType,
-    CommonCfg,
-    VirtioPciCap,
-    VirtioPciCfgCap,
-    VirtioPciNotifyCap,
-)
+from nodma.spec.virtio_pci import VirtioPciCfgCap
 from nodma.window import Window
 
 log = logging.getLogger(__name__)
 
-REGISTER_BAR: Final = 0
-WINDOW_BAR: Final = 2
 MAX_VECTORS: Final = 512
-NOTIFY_MULTIPLIER: Final = 4
-
-_AREA: Final = 0x1000
-_COMMON, _ISR, _DEVICE, _NOTIFY, _TABLE, _PBA = (n * _AREA for n in (0, 1, 2, 3, 4, 6))
-_REGISTER_BAR_BYTES: Final = 8 * _AREA
-_EXPRESS_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +57,7 @@ class RegionSpec:
 
 
 class PciFunction:
-    """A virtio-pci function with ``device`` in it and a window of ``pool`` bytes of its own."""
+    """A virtio-pci function with ``device`` in it, and a window of ``pool`` bytes; its own, unless it is shared."""
 
     def __init__(
         self,
@@ -81,50 +66,35 @@ class PciFunction:
         pool: int,
         profile: Profile = SWIOTLB,
         policy: Policy = Policy.REQUIRED,
+        share: Share | None = None,
         threads: bool = False,
         poll_ns: int = 0,
     ) -> None:
-        """Raises UsageError if ``pool`` is no power of two that a window can have.
+        """Raises UsageError for a pool that is no power of two, as a BAR is, and for what the profile cannot do.
 
         With ``threads``, queues whose device can do that are served by threads of their own, which poll for ``poll_ns``
         nanoseconds before they wait; else, and for the others, :meth:`service` does all.
         """
-        if pool & (pool - 1) or not MIN_POOL <= pool <= MAX_POOL:
-            raise UsageError(
-                f"a pool of {pool} bytes: it must be a power of two"
-                f" from {MIN_POOL >> 10}K to {MAX_POOL >> 30}G, as a PCI BAR is"
-            )
+        _check_options(pool, profile, policy, share)
         vectors = len(device.queues) + 1
         if vectors > MAX_VECTORS:
             raise UsageError(f"{len(device.queues)} queues: a function has at most {MAX_VECTORS - 1}")
         self.device = device
         self.pool = pool
         self.interrupts = Interrupts(vectors)
+        self._memory = SharedWindow(share.keeper, pool, owner=share.owner is None) if share else OwnWindow(pool)
         self.core = VirtioCore(
-            device, profile, policy, self.interrupts, Window.create(pool), threads=threads, poll_ns=poll_ns
+            device, profile, policy, self.interrupts, self._memory.window, threads=threads, poll_ns=poll_ns
         )
         self.interrupts.quiet = self.core.quiet
-        self.region_limit = min(pool, MAX_REGION)
+        self.region_limit = min(pool, profile.max_region)
         """Bytes of the window that the capability tells of."""
+        self._sharer: Sharer | None = None
+        if share and share.owner is not None:
+            assert isinstance(self._memory, SharedWindow)
+            self._sharer = Sharer(self.core, self._memory, share.owner, self.region_limit)
         self._common = CommonRegisters(self.core)
-        self._capabilities = self._make_capabilities()
-        self._config = ConfigSpace(
-            self._make_header(),
-            (
-                MemoryBar(REGISTER_BAR, _REGISTER_BAR_BYTES),
-                MemoryBar(WINDOW_BAR, pool, is64=True, prefetchable=True),
-            ),
-            self._capabilities,
-        )
-        offsets = dict(zip((type(cap) for cap in self._capabilities), self._config.at, strict=True))
-        self._msix_at = offsets[MsixCapability]
-        self._express_at = offsets[ExpressCapability]
-        self._cfg_window_at = offsets[VirtioPciCfgCap]
-        self.regions: dict[int, RegionSpec] = {
-            Region(REGISTER_BAR): RegionSpec(_REGISTER_BAR_BYTES),
-            Region(WINDOW_BAR): RegionSpec(pool, mappable=True),
-            Region.CONFIG: RegionSpec(len(self._config.data)),
-        }
+        self._present(profile, share)
         self._sizes = {region: spec.size for region, spec in self.regions.items()}
         self._readers: dict[int, Callable[[int, int], bytes]] = {
             REGISTER_BAR: self._read_registers,
@@ -136,64 +106,24 @@ class PciFunction:
             WINDOW_BAR: self._write_window,
             Region.CONFIG: self._write_config,
         }
+        self._follow_config()
 
-    def _make_header(self) -> Type0Header:
-        identity = MODERN_DEVICE_BASE + self.device.device_type
-        base_class, subclass = self.device.pci_class
-        return Type0Header.new(
-            vendor_id=VIRTIO_VENDOR,
-            device_id=identity,
-            revision_id=1,
-            base_class=base_class,
-            subclass=subclass,
-            subsystem_vendor_id=VIRTIO_VENDOR,
-            subsystem_id=identity,
-            interrupt_pin=1,
-        )
-
-    def _make_capabilities(self) -> list[Capability]:
-        def virtio(kind: type[VirtioPciCap], cfg_type: CfgType, bar: int, offset: int, length: int, **more: int) -> Any:
-            return kind.new(
-                cap_id=CapId.VENDOR,
-                cap_len=kind.size,
-                cfg_type=cfg_type,
-                bar=bar,
-                offset=offset,
-                length=length,
-                **more,
-            )
-
-        queues = len(self.device.queues)
-        express = ExpressCapability.new(
-            cap_id=CapId.EXPRESS,
-            flags=_EXPRESS_VERSION | ExpressType.ENDPOINT << EXPRESS_TYPE_SHIFT,
-            device_caps=ExpressDeviceCap.ROLE_BASED_ERROR | ExpressDeviceCap.FLR,
-        )
-        msix = MsixCapability.new(
-            cap_id=CapId.MSIX,
-            control=self.interrupts.vectors - 1,
-            table=_TABLE | REGISTER_BAR,
-            pba=_PBA | REGISTER_BAR,
-        )
-        made = [
-            express,
-            msix,
-            virtio(VirtioPciCap, CfgType.COMMON, REGISTER_BAR, _COMMON, CommonCfg.size),
-            virtio(
-                VirtioPciNotifyCap,
-                CfgType.NOTIFY,
-                REGISTER_BAR,
-                _NOTIFY,
-                NOTIFY_MULTIPLIER * queues,
-                notify_off_multiplier=NOTIFY_MULTIPLIER,
-            ),
-            virtio(VirtioPciCap, CfgType.ISR, REGISTER_BAR, _ISR, 1),
-        ]
-        if self.device.config.size:
-            made.append(virtio(VirtioPciCap, CfgType.DEVICE, REGISTER_BAR, _DEVICE, self.device.config.size))
-        made.append(virtio(VirtioPciCfgCap, CfgType.PCI, 0, 0, 0))
-        made.append(virtio(VirtioPciCap, self.core.profile.cfg_type, WINDOW_BAR, 0, self.region_limit))
-        return made
+    def _present(self, profile: Profile, share: Share | None) -> None:
+        """Make the configuration space, and say what regions there are."""
+        length = self.region_limit
+        region = shared_region(profile, length, share.owner) if share else own_region(profile, length)
+        capabilities = make_capabilities(self.device, profile, self.interrupts.vectors, region)
+        bars = [MemoryBar(REGISTER_BAR, REGISTER_BAR_BYTES)]
+        self.regions: dict[int, RegionSpec] = {Region(REGISTER_BAR): RegionSpec(REGISTER_BAR_BYTES)}
+        if self._sharer is None:
+            bars.append(MemoryBar(WINDOW_BAR, self.pool, is64=True, prefetchable=True))
+            self.regions[Region(WINDOW_BAR)] = RegionSpec(self.pool, mappable=True)
+        self._config = ConfigSpace(make_header(self.device), bars, capabilities)
+        self.regions[Region.CONFIG] = RegionSpec(len(self._config.data))
+        offsets = dict(zip((type(cap) for cap in capabilities), self._config.at, strict=True))
+        self._msix_at = offsets[MsixCapability]
+        self._express_at = offsets[ExpressCapability]
+        self._cfg_window_at = offsets[VirtioPciCfgCap]
 
     @property
     def window(self) -> Window:
@@ -210,7 +140,7 @@ class PciFunction:
         """Write to a region. Raises UsageError as :meth:`read` does."""
         if not 0 <= offset <= offset + len(data) <= self._sizes.get(region, -1):
             raise self._outside(region, offset, len(data))
-        if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(_AREA - 1) == _NOTIFY):
+        if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(AREA - 1) == NOTIFY_AREA):
             self._writers[region](offset, data)
             return
         with self.core.quiet():
@@ -225,7 +155,8 @@ class PciFunction:
         if region != REGISTER_BAR:
             return ()
         return [
-            (_NOTIFY + NOTIFY_MULTIPLIER * index, NOTIFY_MULTIPLIER, fd) for index, fd in enumerate(self.core.doorbells)
+            (NOTIFY_AREA + NOTIFY_MULTIPLIER * index, NOTIFY_MULTIPLIER, fd)
+            for index, fd in enumerate(self.core.doorbells)
         ]
 
     @property
@@ -262,7 +193,7 @@ class PciFunction:
         """The client is gone: reset, and take a new window.
 
         The old one's memory may hold the client's data and may still be mapped by it; neither may reach
-        whoever comes next.
+        whoever comes next. A window that is shared goes with its owner's client.
         """
         self._power_cycle()
         self.interrupts.close()
@@ -270,8 +201,10 @@ class PciFunction:
             self.device.drain()
         except Exception:  # the next client is served all the same
             log.exception("what the client wrote could not be made durable")
-        self.core.window.close()
-        self.core.window = Window.create(self.pool)
+        if self._sharer:
+            self._sharer.clear()
+        self._memory.renew()
+        self.core.window = self._memory.window
 
     def close(self) -> None:
         """Give up everything; what was acknowledged is durable."""
@@ -279,38 +212,50 @@ class PciFunction:
         self.interrupts.close()
         self.core.close()
         self.device.close()
-        self.core.window.close()
+        self._memory.close()
+
+    def dma_mapped(self, address: int, size: int) -> None:
+        """Take note of memory that the client tells of without a descriptor: it may be another function's BAR."""
+        if self._sharer:
+            with self.core.quiet():
+                self._sharer.mapped(address, size)
+
+    def dma_unmapped(self, address: int, size: int) -> None:
+        """Take note that it is gone."""
+        if self._sharer:
+            with self.core.quiet():
+                self._sharer.unmapped(address, size)
 
     # Registers
 
     def _read_registers(self, offset: int, count: int) -> bytes:
-        area = offset & ~(_AREA - 1)
+        area = offset & ~(AREA - 1)
         inside = offset - area
-        if area == _COMMON:
+        if area == COMMON_AREA:
             return self._common.read(inside, count)
-        if area == _ISR and inside == 0 and count:
+        if area == ISR_AREA and inside == 0 and count:
             return bytes([self.core.take_isr()]).ljust(count, b"\0")
-        if area == _DEVICE:
+        if area == DEVICE_AREA:
             return _slice(bytes(self.device.config), inside, count)
-        if area in (_TABLE, _TABLE + _AREA):
-            return _slice(self.interrupts.table, offset - _TABLE, count)
-        if area == _PBA:
+        if area in (TABLE_AREA, TABLE_AREA + AREA):
+            return _slice(self.interrupts.table, offset - TABLE_AREA, count)
+        if area == PBA_AREA:
             return _slice(self.interrupts.pending_bits(), inside, count)
         return bytes(count)
 
     def _write_registers(self, offset: int, data: bytes) -> None:
-        area = offset & ~(_AREA - 1)
+        area = offset & ~(AREA - 1)
         inside = offset - area
-        if area == _NOTIFY:
+        if area == NOTIFY_AREA:
             self.core.notify(inside // NOTIFY_MULTIPLIER)
-        elif area == _COMMON:
+        elif area == COMMON_AREA:
             self._common.write(inside, data)
-        elif area == _DEVICE:
+        elif area == DEVICE_AREA:
             self.device.config_written(inside, data)
-        elif area in (_TABLE, _TABLE + _AREA):
-            room = len(self.interrupts.table) - (offset - _TABLE)
+        elif area in (TABLE_AREA, TABLE_AREA + AREA):
+            room = len(self.interrupts.table) - (offset - TABLE_AREA)
             if room > 0:
-                self.interrupts.write_table(offset - _TABLE, data[:room])
+                self.interrupts.write_table(offset - TABLE_AREA, data[:room])
 
     def _read_window(self, offset: int, count: int) -> bytes:
         return self.core.window.view(offset, count).tobytes()
@@ -342,8 +287,9 @@ class PciFunction:
 
     def _follow_config(self) -> None:
         """Act on what configuration space now says: where the window is, and how to interrupt."""
-        address = self._config.bar_address(WINDOW_BAR)
-        self.core.move(None if address is None else Reach(address, 0, self.region_limit))
+        if self._sharer is None:
+            address = self._config.bar_address(WINDOW_BAR)
+            self.core.move(self.core.profile.reach(address, self.region_limit))
         control = MsixCapability(self._config.data, self._msix_at).control
         self.interrupts.set_msix(
             on=bool(control & MsixControl.ENABLE), function_mask=bool(control & MsixControl.FUNCTION_MASK)
@@ -367,6 +313,24 @@ class PciFunction:
             cap.pci_cfg_data = self.read(bar, offset, length).ljust(4, b"\0") if good else bytes(4)
         elif good:
             self.write(bar, offset, data[:length])
+
+
+def _check_options(pool: int, profile: Profile, policy: Policy, share: Share | None) -> None:
+    """Raise UsageError for what cannot be, or not together."""
+    if pool & (pool - 1) or not MIN_POOL <= pool <= MAX_POOL:
+        raise UsageError(
+            f"a pool of {pool} bytes: it must be a power of two"
+            f" from {MIN_POOL >> 10}K to {MAX_POOL >> 30}G, as a PCI BAR is"
+        )
+    if policy not in profile.policies:
+        raise UsageError(
+            f"the policy {policy} is not to be had with the profile {profile.name}: a driver that does not know"
+            f" {profile.feature.name} cannot work with it by chance ({profile.clauses.refuse})"
+        )
+    if share and not profile.shareable:
+        raise UsageError(
+            f"the profile {profile.name} cannot share a pool: its region is one per device ({profile.clauses.region})"
+        )
 
 
 def _slice(structure: bytes | bytearray, offset: int, count: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,21 +18,12 @@ from nodma.errors import BadRing, OutsideAddress
 from nodma.function.interrupts import Interrupts
 from nodma.function.threads import QueueThread
 from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueuePath, RingLayout
-from nodma.spec.profiles import Policy, Profile
+from nodma.spec.profiles import Policy, Profile, Reach
 from nodma.spec.virtio import Feature, Status
 from nodma.spec.virtio_pci import NO_VECTOR, Isr
 from nodma.window import Window
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Which addresses are the window's: less ``base`` they are offsets in ``[first, limit)``, in bytes."""
-
-    base: int
-    first: int
-    limit: int
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +114,8 @@ class VirtioCore:
         self.counters = Counters()
         self.reason = ""
         """Why the device last asked for a reset, or refused the features."""
+        self.before_enable: Callable[[VirtQueue], str] = lambda _: ""
+        """Called before a queue is enabled; says why it cannot be, if so."""
         self._reach: Reach | None = None
         self._active: list[VirtQueue] = []
         self._threaded: list[VirtQueue] = []
@@ -136,6 +129,11 @@ class VirtioCore:
             self.attention = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self.doorbells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.queues]
         device.on_config_change(self.config_changed)
+
+    @property
+    def reach(self) -> Reach | None:
+        """Which addresses are the window's now; None if none is."""
+        return self._reach
 
     @property
     def running(self) -> bool:
@@ -197,7 +195,12 @@ class VirtioCore:
         elif self.policy is Policy.REQUIRED and not self.accepted & self.profile.feature.mask:
             self.reason = (
                 f"the driver does not accept VIRTIO_F_{self.profile.feature.name} (bit {self.profile.feature}),"
-                " which this device's policy requires (SW-V1)"
+                f" which this device's policy requires ({self.profile.clauses.refuse})"
+            )
+        elif self.accepted & self.profile.feature.mask and self.profile.needs & ~self.accepted:
+            self.reason = (
+                f"the driver accepts VIRTIO_F_{self.profile.feature.name} without what it needs:"
+                f" features {self.profile.needs & ~self.accepted:#x} (DMB-D1)"
             )
         else:
             return True
@@ -217,6 +220,9 @@ class VirtioCore:
             return
         if not self.status & Status.FEATURES_OK:
             self.fail(f"queue {queue.queue.name} enabled before FEATURES_OK")
+            return
+        if why_not := self.before_enable(queue):
+            self.fail(why_not)
             return
         reach = self._reach
         if reach is None:

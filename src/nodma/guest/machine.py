@@ -65,7 +65,9 @@ class Outcome:
 
 
 class Machine:
-    """A machine that runs while it is entered; ``directory`` takes its logs. ``functions`` are sockets.
+    """A machine that runs while it is entered; ``directory`` takes its logs.
+
+    ``functions`` are sockets, each in a slot of its own; a sequence of them are the functions of one slot.
 
     Without a kernel, it boots what its firmware finds. Raises GuestError and UsageError as Job.initramfs does.
     """
@@ -76,7 +78,7 @@ class Machine:
         kernel: Kernel | None,
         job: Job | None,
         *,
-        functions: Sequence[Path] = (),
+        functions: Sequence[Path | Sequence[Path]] = (),
         shape: Shape = Shape(),
         directory: Path,
     ) -> None:
@@ -175,7 +177,12 @@ def run_shell(tools: Tools, kernel: Kernel, job: Job, functions: Sequence[Path],
 
 
 def _command(
-    tools: Tools, kernel: Kernel | None, job: Job | None, functions: Sequence[Path], shape: Shape, directory: Path
+    tools: Tools,
+    kernel: Kernel | None,
+    job: Job | None,
+    functions: Sequence[Path | Sequence[Path]],
+    shape: Shape,
+    directory: Path,
 ) -> list[str]:
     """Write the initramfs, and give QEMU's command line, but for the serial ports."""
     initramfs = directory / "initramfs"
@@ -194,9 +201,20 @@ def _command(
         if job:
             job.initramfs(initramfs, kernel, tools)
             command += ["-initrd", str(initramfs)]
-    for index, path in enumerate(functions):
-        command += ["-device", qemu_device(str(path), id=f"f{index}", addr=f"{_SLOT + index:x}.0")]
+    command += _devices(functions)
     return [*command, *shape.arguments]
+
+
+def _devices(functions: Sequence[Path | Sequence[Path]]) -> list[str]:
+    """The arguments for functions that are served over vfio-user: f0, f1 and so on, whatever their slot."""
+    words: list[str] = []
+    for slot, those in enumerate(functions, _SLOT):
+        paths = [those] if isinstance(those, Path) else those
+        several: dict[str, str | bool] = {"multifunction": True} if len(paths) > 1 else {}
+        for number, path in enumerate(paths):
+            name = f"f{len(words) // 2}"
+            words += ["-device", qemu_device(str(path), id=name, addr=f"{slot:x}.{number}", **several)]
+    return words
 
 
 def _channels(descriptors: dict[str, int]) -> list[str]:

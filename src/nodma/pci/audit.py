@@ -8,8 +8,11 @@ from itertools import pairwise
 from typing import Final, Literal
 
 from nodma.pci.config import CapabilityView, ConfigSpace, VirtioCapability
+from nodma.spec.dmb import SHM_ID_MASK, DmbCommonCfg
 from nodma.spec.pci import (
     BAR_COUNT,
+    DEVICES,
+    FUNCTIONS,
     MSIX_BIR_MASK,
     MSIX_PENDING_BITS,
     MSIX_TABLE_SIZE_MASK,
@@ -17,7 +20,7 @@ from nodma.spec.pci import (
     MsixCapability,
     MsixEntry,
 )
-from nodma.spec.profiles import SELF
+from nodma.spec.profiles import DMB, MIN_POOL, PAGE, SELF, SWIOTLB, Clauses
 from nodma.spec.virtio import Feature
 from nodma.spec.virtio_pci import CfgType, CommonCfg, SharedSwiotlbCap, VirtioPciCap
 
@@ -43,8 +46,11 @@ class Finding:
     message: str
 
 
-def audit(space: ConfigSpace, features: int | None = None) -> list[Finding]:
-    """Give all that is wrong with a virtio function; ``features`` are those it offers, if known."""
+def audit(space: ConfigSpace, features: int | None = None, shm_id: int | None = None) -> list[Finding]:
+    """Give all that is wrong with a virtio function.
+
+    ``features`` are those it offers, ``shm_id`` is what its register dmb_shm_id says, as far as they are known.
+    """
     if not space.is_virtio:
         return [Finding("PCI 6.7", "error", what) for what in space.broken]
     return [
@@ -53,6 +59,7 @@ def audit(space: ConfigSpace, features: int | None = None) -> list[Finding]:
         *_mandatory(space),
         *_structures(space),
         *_swiotlb(space, features),
+        *_dmb(space, features, shm_id),
         *_features(features),
     ]
 
@@ -139,32 +146,73 @@ def _swiotlb(space: ConfigSpace, features: int | None) -> Iterator[Finding]:
             yield Finding("SW-V3", "error", "VIRTIO_F_SWIOTLB (bit 27) is offered, but there is no capability 10")
     if len(found) > 1:
         at = ", ".join(f"{cap.offset:#04x}" for cap in found)
-        yield Finding("SW-D2", "warning", f"{len(found)} capabilities 10 (at {at}): drivers use the first")
+        if len({(cap.owner, cap.bar, cap.offset_in_bar, cap.length) for cap in found}) > 1:
+            yield Finding("SHARE", "error", f"{len(found)} capabilities 10 (at {at}) name different regions")
+        else:
+            yield Finding("SW-D2", "warning", f"{len(found)} capabilities 10 (at {at}): drivers use the first")
     for cap in found:
-        name = _name(cap)
-        if VirtioPciCap.size < len(cap.raw) < SharedSwiotlbCap.size:
-            yield Finding("SHARE", "warning", f"{name} has {len(cap.raw)} bytes, neither {VirtioPciCap.size} nor more")
-        if cap.owner != (SELF, SELF):
-            continue
-        bar = space.bar(cap.bar)
-        if bar is None:
-            continue
-        if bar.kind != "memory":
-            yield Finding("SW-D2", "error", f"{name} names BAR {cap.bar}, which is no memory")
-        elif not (bar.is64 and bar.prefetchable):
-            yield Finding(
-                "SW-D3",
-                "warning",
-                f"{name}: BAR {cap.bar} is not 64-bit prefetchable, so its memory may be mapped uncached",
-            )
-        yield from _overlaps(space, cap, name)
+        yield from _sharing(cap)
+        if cap.owner == (SELF, SELF):
+            yield from _region(space, cap, SWIOTLB.clauses)
 
 
-def _overlaps(space: ConfigSpace, cap: VirtioCapability, name: str) -> Iterator[Finding]:
-    """Find what else claims the region's place."""
+def _sharing(cap: VirtioCapability) -> Iterator[Finding]:
+    """Check what of the sharing extension one function alone shows."""
+    name = _name(cap)
+    if VirtioPciCap.size < len(cap.raw) < SharedSwiotlbCap.size:
+        yield Finding("SHARE", "warning", f"{name} has {len(cap.raw)} bytes, neither {VirtioPciCap.size} nor more")
+    if not isinstance(cap.structure, SharedSwiotlbCap):
+        return
+    device, function = cap.owner
+    if function == SELF != device:
+        yield Finding("SHARE", "error", f"{name} names device {device}, and no function of it")
+    elif function not in (*range(FUNCTIONS), SELF):
+        yield Finding("SHARE", "error", f"{name} names function {function}: there are {FUNCTIONS}")
+    if device not in (*range(DEVICES), SELF):
+        yield Finding("SHARE", "error", f"{name} names device {device}: a bus has {DEVICES}")
+    if any(cap.structure.padding2):
+        yield Finding("SHARE", "warning", f"{name} has {cap.structure.padding2.hex()} where zeros belong")
+
+
+def _dmb(space: ConfigSpace, features: int | None, shm_id: int | None) -> Iterator[Finding]:
+    """Check the region that goes with VIRTIO_F_DMB. Which one that is, its register says."""
+    if features is None or not features & Feature.DMB.mask:
+        return
+    feature = f"VIRTIO_F_DMB (bit {Feature.DMB}) is offered"
+    if not features & Feature.ACCESS_PLATFORM.mask:
+        yield Finding("DMB-V1", "error", f"{feature}, and VIRTIO_F_ACCESS_PLATFORM (bit 33) is not")
+    common = space.virtio(CfgType.COMMON)
+    if common and common.length < DmbCommonCfg.size:
+        yield Finding("DMB-V2", "error", f"{feature}, but {_name(common)} is too short for the register dmb_shm_id")
+    elif shm_id is not None and not space.truncated:
+        found = [cap for cap in space.virtio_all(CfgType.SHARED_MEMORY) if cap.id == shm_id & SHM_ID_MASK]
+        if len(found) != 1:
+            yield Finding("DMB-V2", "error", f"{feature}, and {len(found)} shared memory regions have its id {shm_id}")
+        for cap in found:
+            yield from _region(space, cap, DMB.clauses)
+
+
+def _region(space: ConfigSpace, cap: VirtioCapability, clauses: Clauses) -> Iterator[Finding]:
+    """Check the memory that a profile's region is, and that it is nothing else, too."""
+    bar = space.bar(cap.bar)
+    if bar is None:
+        return
+    name = _name(cap)
+    if bar.kind != "memory":
+        yield Finding(clauses.inside, "error", f"{name} names BAR {cap.bar}, which is no memory")
+    elif not (bar.is64 and bar.prefetchable):
+        yield Finding(
+            clauses.memory,
+            "warning",
+            f"{name}: BAR {cap.bar} is not 64-bit prefetchable, so its memory may be mapped uncached",
+        )
+    if cap.offset_in_bar % PAGE:
+        yield Finding(clauses.inside, "error", f"{name} begins at {cap.offset_in_bar:#x}, which is no page's beginning")
+    if 0 < cap.length < MIN_POOL:
+        yield Finding(clauses.inside, "error", f"{name} has {cap.length} bytes, fewer than {MIN_POOL}")
     for claim in _claims(space):
         if claim.by is not cap and claim.bar == cap.bar and claim.begin < cap.end and cap.offset_in_bar < claim.end:
-            yield Finding("SW-D2", "error", f"{name} overlaps {claim.what} in BAR {claim.bar}")
+            yield Finding(clauses.inside, "error", f"{name} overlaps {claim.what} in BAR {claim.bar}")
 
 
 @dataclass(frozen=True, slots=True)

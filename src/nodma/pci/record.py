@@ -9,6 +9,8 @@ from nodma.pci.describe import extended_summary, summary
 from nodma.pci.report import Report, VirtioState, device_name, feature_names
 from nodma.pci.text import status_names
 from nodma.spec.layout import Layout
+from nodma.spec.profiles import SELF
+from nodma.spec.virtio_pci import CfgType
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _bar(bar: Bar) -> dict[str, Any]:
 
 
 def _capability(cap: CapabilityView) -> dict[str, Any]:
-    record = {
+    record: dict[str, Any] = {
         "offset": cap.offset,
         "id": cap.cap_id,
         "name": summary(cap),
@@ -60,6 +62,8 @@ def _capability(cap: CapabilityView) -> dict[str, Any]:
             "offset": cap.offset_in_bar,
             "length": cap.length,
         }
+        if cap.cfg_type == CfgType.SWIOTLB:
+            record["virtio"]["owner"] = None if cap.owner == (SELF, SELF) else list(cap.owner)
     return record
 
 
@@ -72,6 +76,7 @@ def _state(state: VirtioState, device_type: int | None) -> dict[str, Any]:
         "status_names": list(status_names(state.status)) if state.status is not None else None,
         "queue_count": state.queue_count,
         "queues": [{"index": queue.index, "size": queue.size, "enabled": queue.enabled} for queue in state.queues],
+        "dmb_shm_id": state.dmb_shm_id,
         "block": _fields(state.block) if state.block else None,
     }
 

@@ -30,6 +30,8 @@ class VirtioState:
     queue_count: int | None = None
     queues: tuple[QueueState, ...] = ()
     """The queues that were looked at: the first ones, if there are very many."""
+    dmb_shm_id: int | None = None
+    """The id of VIRTIO_F_DMB's region, where that is offered."""
     block: BlkConfig | None = None
     """The device configuration of a block device."""
 
@@ -46,7 +48,8 @@ class Report:
     @property
     def findings(self) -> list[Finding]:
         """What breaks which clause."""
-        return audit(self.space, self.state.features if self.state else None)
+        state = self.state or VirtioState()
+        return audit(self.space, state.features, state.dmb_shm_id)
 
 
 def feature_names(features: int, device_type: int | None) -> Iterator[str]:

@@ -24,6 +24,20 @@ def full_address(text: str) -> str | None:
     return f"{match[1] or '0000'}:{match[2]}".lower() if match else None
 
 
+def slot_address(text: str) -> str | None:
+    """Give ``00:05`` or ``0000:00:05``, a slot, with its domain; None if this is no slot's address."""
+    address = full_address(f"{text}.0")
+    return address.removesuffix(".0") if address else None
+
+
+def device_and_function(address: str) -> tuple[int, int]:
+    """Give device and function number of a full PCI address. Raises UsageError if this is none."""
+    if full_address(address) != address:
+        raise UsageError(f"{address!r} is no PCI address with its domain, as 0000:05:00.0 is")
+    device, _, function = address.rpartition(":")[2].partition(".")
+    return int(device, 16), int(function)
+
+
 def read_function(address: str, root: Path = ROOT) -> Report:
     """Read the function at a PCI address. Raises UsageError if there is none, or it may not be read."""
     slot = full_address(address)

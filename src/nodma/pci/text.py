@@ -150,6 +150,8 @@ def _state(state: VirtioState, space: ConfigSpace) -> Iterator[str]:
             yield f"\t\tQueue {queue.index}: size {queue.size}, {'enabled' if queue.enabled else 'not enabled'}"
         if len(state.queues) < state.queue_count:
             yield f"\t\t({state.queue_count - len(state.queues)} more were not looked at)"
+    if state.dmb_shm_id is not None:
+        yield f"\tDMB region: the shared memory with id {state.dmb_shm_id}"
     if state.block is not None:
         yield "\tBlock device configuration:"
         yield from (f"\t\t{line}" for line in _block(state.block))

@@ -13,6 +13,10 @@ EXTENDED_CONFIG_SIZE: Final = 4096
 """Bytes of a PCI Express configuration space."""
 BAR_COUNT: Final = 6
 BRIDGE_BAR_COUNT: Final = 2
+DEVICES: Final = 32
+"""Devices, or slots, that a bus has."""
+FUNCTIONS: Final = 8
+"""Functions that a device, in a slot, has at most."""
 NO_DEVICE: Final = 0xFFFF
 """The vendor id that is read where nothing answers."""
 

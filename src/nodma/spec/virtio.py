@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
+from nodma.spec import dmb
 from nodma.spec.layout import Layout, le16, le32, le64
 
 
@@ -57,6 +58,7 @@ class Feature(IntEnum):
     NOTIF_CONFIG_DATA = 39
     RING_RESET = 40
     ADMIN_VQ = 41
+    DMB = dmb.FEATURE_BIT
 
     @property
     def mask(self) -> int:

@@ -44,6 +44,7 @@ from nodma.spec.vfio_user import (
     RegionInfo,
     RegionIoFds,
     SubRegionIoFd,
+    UnmapFlag,
     Version,
     WriteMulti,
 )
@@ -179,11 +180,16 @@ class Commands:
         if request.argsz < DmaMap.size:
             raise OSError(errno.EINVAL, "DMA_MAP with a short argsz")
         self.guard.map(request.flags, request.address, request.size_bytes)
+        if not refused:
+            self.endpoint.dma_mapped(request.address, request.size_bytes)
         return _NOTHING
 
     def _dma_unmap(self, payload: memoryview, _: list[int]) -> Reply:
         request = _parse(DmaUnmap, payload)
+        before = self.guard.regions if request.flags & UnmapFlag.ALL else {request.address: request.size_bytes}
         self.guard.unmap(request.flags, request.address, request.size_bytes)
+        for address, size in before.items():
+            self.endpoint.dma_unmapped(address, size)
         return bytes(request), []
 
     def _device_info(self, payload: memoryview, _: list[int]) -> Reply:

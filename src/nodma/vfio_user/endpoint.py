@@ -42,7 +42,8 @@ class Endpoint(Protocol):
     """What a server needs of a device. ``read`` and ``write`` raise UsageError for what is not there.
 
     ``notifiers`` are the parts of a region that a client may write to by eventfd: offset, size in bytes, the
-    eventfd, which stays the endpoint's.
+    eventfd, which stays the endpoint's. ``dma_mapped`` and ``dma_unmapped`` tell of the regions that came without a
+    descriptor: addresses and sizes.
     """
 
     @property
@@ -61,4 +62,6 @@ class Endpoint(Protocol):
     def service(self) -> bool: ...  # noqa: D102
     def finish(self, seconds: float) -> None: ...  # noqa: D102
     def reset(self) -> None: ...  # noqa: D102
+    def dma_mapped(self, address: int, size: int) -> None: ...  # noqa: D102
+    def dma_unmapped(self, address: int, size: int) -> None: ...  # noqa: D102
     def detach(self) -> None: ...  # noqa: D102

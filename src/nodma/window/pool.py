@@ -88,7 +88,7 @@ class BouncePool:
         self.window = window
         self.reclaim = reclaim
         self.stats = PoolStats(slots=count)
-        self._base = first * SLOT
+        self._slots_at = range(first * SLOT, (first + count) * SLOT)
         # One bit a slot, set while it is free. A segment begins on a multiple of its own size, so that
         # a slot's place in it tells how the slot is aligned.
         self._lead = first % SEGMENT_SLOTS
@@ -139,6 +139,10 @@ class BouncePool:
                 with self._freed:
                     while self.stats.unmaps == seen:
                         self._freed.wait()
+
+    def holds(self, mapping: Mapping) -> bool:
+        """Whether a mapping's slots are this pool's."""
+        return mapping.offset in self._slots_at
 
     def sync_for_device(self, mapping: Mapping, buffer: ReadBuffer) -> None:
         """Copy ``buffer`` to the beginning of a mapping, for the device to read."""

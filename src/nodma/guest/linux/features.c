@@ -8,29 +8,36 @@
 
 #include "nodma.h"
 
-static bool offers_feature(struct virtio_device *vdev)
+/* The first 64 of the features that a device offers; none of ours is behind them. */
+u64 nodma_features_offered(struct virtio_device *vdev)
 {
-#ifdef VIRTIO_FEATURES_U64S	/* newer kernels have more than 64 features */
+#ifdef VIRTIO_FEATURES_U64S	/* newer kernels have more */
 	u64 offered[VIRTIO_FEATURES_U64S];
 
 	virtio_get_features(vdev, offered);
-	return offered[0] & BIT_ULL(NODMA_F_SWIOTLB);
+	return offered[0];
 #else
-	return vdev->config->get_features(vdev) & BIT_ULL(NODMA_F_SWIOTLB);
+	return vdev->config->get_features(vdev);
 #endif
 }
 
 /*
- * Accept the feature (SW-D1). The ring core asks for ACCESS_PLATFORM before it uses the DMA API, so that is set
- * on the driver's side at least; where the device does not offer it, it is not told of it.
+ * Accept the profile's feature (SW-D1, DMB-D1). The ring core asks for ACCESS_PLATFORM before it uses the DMA API, so
+ * that is set on the driver's side at least; where the device does not offer it, it is not told of it.
  */
 static int nodma_finalize_features(struct virtio_device *vdev)
 {
 	struct nodma_device *nodma = nodma_of_virtio(vdev);
+	const struct nodma_profile *profile = nodma->share.pool->region.profile;
+	u64 offered = nodma_features_offered(vdev);
 	int error;
 
-	if (offers_feature(vdev))
-		__virtio_set_bit(vdev, NODMA_F_SWIOTLB);
+	if (nodma->orphaned)
+		return -ENODEV;
+	if (offered & BIT_ULL(profile->feature))
+		__virtio_set_bit(vdev, profile->feature);
+	else if (profile->by_feature)
+		return -EINVAL;	/* it was there when the device was taken on: addresses would mean something else now */
 	else
 		dev_info(&vdev->dev, "nodma: the device has a region, and does not offer the feature\n");
 	error = nodma->old_config->finalize_features(vdev);

@@ -7,11 +7,13 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/slab.h>
+#include <uapi/linux/virtio_config.h>
 
 #include "nodma.h"
 
 static LIST_HEAD(devices);
 static DEFINE_MUTEX(devices_lock);
+static const struct pci_dev *leaving;	/* the function that is being removed, or was last; never followed */
 
 static struct nodma_device *find(struct virtio_device *vdev)
 {
@@ -46,13 +48,29 @@ static struct pci_dev *function_of(struct virtio_device *vdev)
 	return driver && !strcmp(driver->name, "virtio-pci") ? to_pci_dev(parent) : NULL;
 }
 
-/* Take a device on, if it has a region. No driver may be bound to it. */
+static void say_what_was_taken_on(const struct nodma_device *nodma)
+{
+	const struct nodma_pool *pool = nodma->share.pool;
+	const struct nodma_region *region = &pool->region;
+	bool borrowed = region->owner != nodma->pdev;
+
+	dev_info(&nodma->vdev->dev, "nodma: bounces through %llu KiB of BAR %d%s%s at %pad, profile %s\n",
+		 region->length >> 10, region->bar, borrowed ? " of " : "", borrowed ? pci_name(region->owner) : "",
+		 &pool->base, region->profile->name);
+	if (region->shared)
+		dev_info(&nodma->vdev->dev,
+			 "nodma: functions that share this pool can read each other's data; %lu KiB are reserved for this one\n",
+			 nodma->share.own.slots * NODMA_SLOT_SIZE >> 10);
+}
+
+/* Take a device on, if it has a region. Its driver has not begun. */
 static int attach(struct virtio_device *vdev)
 {
 	struct pci_dev *pdev = function_of(vdev);
 	struct nodma_device *nodma;
 	int error;
 
+	lockdep_assert_held(&devices_lock);
 	if (!pdev)
 		return -ENODEV;
 	nodma = kzalloc(sizeof(*nodma), GFP_KERNEL);
@@ -62,33 +80,32 @@ static int attach(struct virtio_device *vdev)
 	nodma->pdev = pdev;
 	get_device(&vdev->dev);
 	nodma_watch_prepare(nodma);
-	error = nodma_region_find(pdev, &nodma->region);
+	error = nodma_share_join(&nodma->share, pdev, nodma_features_offered(vdev));
 	if (error)
 		goto free;
-	error = nodma_pool_init(&nodma->pool, pdev, &nodma->region);
-	if (error)
-		goto release;
+	if (nodma->share.pool->region.owner == leaving) {
+		dev_warn(&vdev->dev, "nodma: no bouncing: the owner of its pool is being removed\n");
+		error = -ENODEV;
+		goto leave;
+	}
 	error = nodma_dma_install(nodma);
 	if (error)
-		goto exit;
+		goto leave;
 	nodma_features_install(nodma);
 	error = sysfs_create_group(&vdev->dev.kobj, &nodma_stats_group);
 	if (error)
 		goto restore;
-	mutex_lock(&devices_lock);
+	virtio_reset_device(vdev);	/* a probe that failed without us left its status behind */
+	virtio_add_status(vdev, VIRTIO_CONFIG_S_ACKNOWLEDGE);
 	list_add(&nodma->link, &devices);
-	mutex_unlock(&devices_lock);
-	dev_info(&vdev->dev, "nodma: bounces through %llu KiB of BAR %d at %pad\n", nodma->region.length >> 10,
-		 nodma->region.bar, &nodma->pool.base);
+	say_what_was_taken_on(nodma);
 	return 0;
 
 restore:
 	nodma_features_restore(nodma);
 	nodma_dma_restore(nodma);
-exit:
-	nodma_pool_exit(&nodma->pool);
-release:
-	nodma_region_release(pdev, &nodma->region);
+leave:
+	nodma_share_leave(&nodma->share);
 free:
 	put_device(&vdev->dev);
 	kfree(nodma);
@@ -98,15 +115,14 @@ free:
 /* Let go of a device: no driver is bound to it any more. */
 static void detach(struct nodma_device *nodma)
 {
-	long used = atomic_long_read(&nodma->pool.used);
+	long used = atomic_long_read(&nodma->share.usage.used);
 
 	if (used)
 		dev_warn(&nodma->vdev->dev, "nodma: %ld slots were never given back\n", used);
 	sysfs_remove_group(&nodma->vdev->dev.kobj, &nodma_stats_group);
 	nodma_features_restore(nodma);
 	nodma_dma_restore(nodma);
-	nodma_pool_exit(&nodma->pool);
-	nodma_region_release(nodma->pdev, &nodma->region);
+	nodma_share_leave(&nodma->share);
 	list_del(&nodma->link);
 	put_device(&nodma->vdev->dev);
 	kfree(nodma);
@@ -117,47 +133,108 @@ static int on_bus_event(struct notifier_block *block, unsigned long event, void 
 	struct virtio_device *vdev = dev_to_virtio(data);
 	struct nodma_device *nodma;
 
+	mutex_lock(&devices_lock);
+	nodma = find(vdev);
 	switch (event) {
-	case BUS_NOTIFY_ADD_DEVICE:
-		attach(vdev);	/* a device without a region goes on as it is; other errors were said */
-		break;
-	case BUS_NOTIFY_REMOVED_DEVICE:
-		mutex_lock(&devices_lock);
-		nodma = find(vdev);
-		if (nodma)
-			detach(nodma);
-		mutex_unlock(&devices_lock);
-		break;
-	/* While a driver uses a device, this module cannot be unloaded. */
+	/*
+	 * Not when the device appears: a driver that is bound later gets another try, as when a pool's owner came back.
+	 * A device without a region goes on as it is; other errors were said. While a driver uses a device of ours,
+	 * this module cannot be unloaded.
+	 */
 	case BUS_NOTIFY_BIND_DRIVER:
-		if (is_ours(vdev))
+		if (nodma || !attach(vdev))
 			__module_get(THIS_MODULE);
 		break;
 	case BUS_NOTIFY_DRIVER_NOT_BOUND:
 	case BUS_NOTIFY_UNBOUND_DRIVER:
-		if (is_ours(vdev))
+		if (nodma)
 			module_put(THIS_MODULE);
 		break;
+	case BUS_NOTIFY_REMOVED_DEVICE:
+		if (nodma)
+			detach(nodma);
+		break;
 	}
+	mutex_unlock(&devices_lock);
 	return NOTIFY_DONE;
 }
 
 static struct notifier_block bus_events = { .notifier_call = on_bus_event };
 
-/* A device that was there before this module: its driver, if it has one, starts over. */
+static struct nodma_device *user_of(const struct pci_dev *owner)
+{
+	struct nodma_device *nodma;
+
+	lockdep_assert_held(&devices_lock);
+	list_for_each_entry(nodma, &devices, link)
+		if (nodma->share.pool->region.owner == owner)
+			return nodma;
+	return NULL;
+}
+
+/*
+ * An owner is being removed, and its BAR still answers: whoever uses its pool finishes what is under way and loses
+ * its driver. When this returns nobody touches that BAR any more.
+ */
+static void evict_users(struct pci_dev *owner)
+{
+	struct nodma_device *nodma;
+
+	mutex_lock(&devices_lock);
+	leaving = owner;
+	while ((nodma = user_of(owner))) {
+		struct virtio_device *vdev = nodma->vdev;
+
+		dev_warn(&vdev->dev, "nodma: %s, which owns its pool, is removed, so it loses its driver\n", pci_name(owner));
+		nodma->orphaned = true;		/* a driver that comes now fails in its probe */
+		get_device(&vdev->dev);
+		mutex_unlock(&devices_lock);
+		device_release_driver(&vdev->dev);
+		device_lock(&vdev->dev);	/* no probe is under way */
+		mutex_lock(&devices_lock);
+		nodma = find(vdev);
+		if (nodma)
+			detach(nodma);
+		device_unlock(&vdev->dev);
+		put_device(&vdev->dev);
+	}
+	mutex_unlock(&devices_lock);
+}
+
+static int on_pci_event(struct notifier_block *block, unsigned long event, void *data)
+{
+	struct pci_dev *pdev = to_pci_dev(data);
+
+	if (event == BUS_NOTIFY_DEL_DEVICE)
+		evict_users(pdev);
+	else if (event == BUS_NOTIFY_ADD_DEVICE && pdev == leaving)
+		leaving = NULL;		/* another function, where that one's structure was */
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block pci_events = { .notifier_call = on_pci_event };
+
+/*
+ * A device that was there before this module: its driver starts over, if the device is to be taken on. One without a
+ * driver may have one that failed without us.
+ */
 static int take_on(struct device *dev, void *unused)
 {
 	struct virtio_device *vdev = dev_to_virtio(dev);
-	struct nodma_region region;
+	struct nodma_pool *pool = NULL;
 
-	if (is_ours(vdev) || !function_of(vdev) || nodma_region_find(function_of(vdev), &region))
+	if (is_ours(vdev) || !function_of(vdev))
 		return 0;
-	nodma_region_release(function_of(vdev), &region);
-	device_release_driver(dev);
-	attach(vdev);			/* if it fails, all stays as it was */
-	virtio_reset_device(vdev);	/* a failed probe left its status behind */
+	if (dev->driver) {
+		pool = nodma_pool_get(function_of(vdev), nodma_features_offered(vdev));
+		if (IS_ERR(pool))
+			return 0;
+		device_release_driver(dev);
+	}
 	if (device_attach(dev) < 0)
 		dev_warn(dev, "nodma: no driver took the device\n");
+	if (pool)
+		nodma_pool_put(pool);	/* held until now, so that its driver gets what was looked at */
 	return 0;
 }
 
@@ -194,12 +271,17 @@ static int __init nodma_init(void)
 		goto exit;
 	virtio_bus = bus_finder.driver.bus;
 	unregister_virtio_driver(&bus_finder);
-	error = bus_register_notifier(virtio_bus, &bus_events);
+	error = bus_register_notifier(&pci_bus_type, &pci_events);
 	if (error)
 		goto exit;
+	error = bus_register_notifier(virtio_bus, &bus_events);
+	if (error)
+		goto ignore_pci;
 	bus_for_each_dev(virtio_bus, NULL, NULL, take_on);
 	return 0;
 
+ignore_pci:
+	bus_unregister_notifier(&pci_bus_type, &pci_events);
 exit:
 	nodma_watch_exit();
 	return error;
@@ -210,6 +292,7 @@ static void __exit nodma_exit(void)
 	struct nodma_device *nodma, *next;
 
 	bus_unregister_notifier(virtio_bus, &bus_events);
+	bus_unregister_notifier(&pci_bus_type, &pci_events);
 	mutex_lock(&devices_lock);
 	list_for_each_entry_safe(nodma, next, &devices, link) {
 		device_release_driver(&nodma->vdev->dev);	/* only an unload by force finds one */

@@ -21,7 +21,7 @@
 #error "This kernel has no DMA operations per device, so nothing can be put in their place."
 #endif
 
-/* The proposal's numbers (RFC of 2 April 2025), each once. */
+/* The numbers of profile swiotlb (RFC of 2 April 2025), each once. */
 #define NODMA_F_SWIOTLB			27	/* the feature: addresses lie in the region */
 #define NODMA_PCI_CAP_SWIOTLB		10	/* cfg_type of the capability that names the region */
 #define NODMA_PCI_CAP_LENGTH		16	/* bytes; 20 if it can name another function's BAR */
@@ -30,17 +30,63 @@
 #define NODMA_PCI_CAP_FUNCTION		17
 #define NODMA_PCI_CAP_SELF		0xff
 
+/* Those of profile dmb (virtio-spec issue 248). PROVISIONAL: the proposal has assigned none. */
+#define NODMA_F_DMB			42	/* the feature: addresses are offsets from the region's start */
+#define NODMA_COMMON_DMB_SHM_ID		64	/* offset in the common configuration, behind admin_queue_num; le16 */
+#define NODMA_DMB_SHM_ID_MASK		0xff	/* as many of its bits as an id in a capability has */
+
 #define NODMA_SLOT_SHIFT		11	/* bounce slots of 2 KiB, as SWIOTLB's */
 #define NODMA_SLOT_SIZE			(1UL << NODMA_SLOT_SHIFT)
+#define NODMA_RING_ALIGN		SZ_4K	/* the alignment of coherent memory */
+#define NODMA_RING_SLOTS		(NODMA_RING_ALIGN / NODMA_SLOT_SIZE)
 #define NODMA_ALL_ONES			0xff	/* what a byte reads where nobody answers */
 #define NODMA_REGION_MIN		(64UL << 10)	/* bytes; less holds no useful ring and buffers */
+#define NODMA_CLAIMS_MAX		12	/* so many capabilities of 16 bytes have room behind a PCI header */
 
-/* Where the region is. Filled by nodma_region_find(), which checks all of it. */
+/* What one of virtio's vendor capabilities says. */
+struct nodma_claim {
+	u8 size;		/* of the capability itself, in bytes */
+	u8 type;
+	u8 bar;
+	u8 id;
+	u8 device;		/* whose BAR it is; NODMA_PCI_CAP_SELF also where the capability has no such byte */
+	u8 function;
+	u64 offset;		/* bytes into the BAR */
+	u64 length;		/* bytes */
+};
+
+/* All of a function's, read once: what is checked is what is used. */
+struct nodma_claims {
+	unsigned int count;
+	struct nodma_claim claim[NODMA_CLAIMS_MAX];
+};
+
+struct nodma_region;
+
+/* A way to restrict DMA, as it was proposed. profile.c says all that differs. */
+struct nodma_profile {
+	const char *name;
+	unsigned int feature;
+	u64 needs;		/* features without which it is not accepted */
+	bool by_feature;	/* the feature tells that the device has it; else the capability does */
+	bool shares;		/* the capability can name another function's BAR */
+	u8 cfg_type;		/* of the capability that tells of the region */
+	u8 cap_size;		/* bytes that it has at least */
+	unsigned int unused;	/* slots at the region's start that hold nothing */
+	int (*id)(struct pci_dev *pdev, const struct nodma_claims *claims);	/* of the capability; < 0: there is none */
+	dma_addr_t (*base)(const struct nodma_region *region);	/* the address of the region's first byte */
+};
+
+/* Where a function's region is. Filled by nodma_region_find(), which checks all of it. */
 struct nodma_region {
+	const struct nodma_profile *profile;
+	struct pci_dev *pdev;	/* the function that is to use it */
+	struct pci_dev *owner;	/* the one whose BAR it lies in, most often the same; a reference is held */
 	int bar;
 	u64 offset;		/* bytes into the BAR */
 	u64 length;		/* bytes */
-	bool claimed;		/* by us, with pci_request_region() */
+	bool shared;		/* the owner lets others use it */
+	bool beside;		/* other structures lie in the BAR, which virtio_pci claims for them */
 };
 
 /* What a slot holds. Every slot of a mapping has one, so that a part of it can be synchronized. */
@@ -58,20 +104,30 @@ struct nodma_counters {
 	u64 from_device;
 };
 
-/* A part of the pool with a lock of its own; each CPU begins looking in another one. */
+/* A part of the pool with a lock of its own. Each CPU begins looking in another one; a reservation is one, too. */
 struct nodma_area {
 	spinlock_t lock;
 	unsigned int first;	/* its first slot, counted from the pool's */
 	unsigned int slots;
 	unsigned int used;
+	unsigned int aside;	/* of those used, how many are no longer the area's to hand out: reservations */
 	unsigned int inbound;	/* of those used, how many the device may write */
 	unsigned int hint;	/* no slot below this one is free */
 	unsigned long *bitmap;	/* one bit a slot: taken */
-	struct nodma_counters counters;
 } ____cacheline_aligned_in_smp;
 
+/* Slots that hold something. */
+struct nodma_usage {
+	atomic_long_t used;
+	atomic_long_t peak;
+};
+
+/* The slots of one region, and the functions that use them: one, or several if the region is shared. */
 struct nodma_pool {
-	struct device *dev;	/* the PCI function, for the log */
+	struct list_head link;
+	unsigned int functions;
+	struct nodma_region region;
+	bool claimed;		/* the BAR, by us, with pci_request_region() */
 	void *memory;
 	dma_addr_t base;	/* the address that the device knows the first byte by */
 	unsigned int slots;
@@ -80,11 +136,19 @@ struct nodma_pool {
 	struct nodma_area *area;
 	struct nodma_slot *slot;
 	unsigned long *bitmaps;
+	struct nodma_usage usage ____cacheline_aligned_in_smp;	/* of all functions; counted if the region is shared */
+};
+
+/* What one function has of a pool. */
+struct nodma_share {
+	struct nodma_pool *pool;
+	struct device *dev;	/* the PCI function, for the log */
+	struct nodma_area own;	/* its reservation: slots that are nobody else's; 0 where it has none */
 	bool dead;		/* the device is gone: what it should have written reads as ones */
-	atomic_long_t full ____cacheline_aligned_in_smp;	/* mappings that found no room */
+	struct nodma_counters __percpu *counters;
+	struct nodma_usage usage ____cacheline_aligned_in_smp;
+	atomic_long_t full;	/* mappings that found no room */
 	atomic_long_t refused;	/* mappings that could never have been: too large, or not memory */
-	atomic_long_t used ____cacheline_aligned_in_smp;	/* slots */
-	atomic_long_t peak;
 };
 
 /* A virtio device whose DMA goes through its region. */
@@ -92,8 +156,8 @@ struct nodma_device {
 	struct list_head link;
 	struct virtio_device *vdev;
 	struct pci_dev *pdev;
-	struct nodma_region region;
-	struct nodma_pool pool;
+	struct nodma_share share;
+	bool orphaned;				/* the owner of its pool is being removed */
 
 	struct dma_map_ops dma_ops;		/* in place of what pdev had */
 	const struct dma_map_ops *old_dma_ops;
@@ -107,28 +171,44 @@ struct nodma_device {
 	struct delayed_work watch;
 };
 
+/* profile.c */
+extern const struct nodma_profile nodma_profiles[];
+extern const unsigned int nodma_profile_count;
+
+/* capability.c */
+int nodma_claims_read(struct pci_dev *pdev, struct nodma_claims *claims);
+u64 nodma_claim_end(const struct nodma_claim *claim);
+
 /* region.c */
-int nodma_region_find(struct pci_dev *pdev, struct nodma_region *region);
-void nodma_region_release(struct pci_dev *pdev, struct nodma_region *region);
+int nodma_region_find(struct pci_dev *pdev, u64 offered, struct nodma_region *region);
+
+/* share.c */
+struct nodma_pool *nodma_pool_get(struct pci_dev *pdev, u64 offered);
+void nodma_pool_put(struct nodma_pool *pool);
+int nodma_share_join(struct nodma_share *share, struct pci_dev *pdev, u64 offered);
+void nodma_share_leave(struct nodma_share *share);
+struct nodma_counters nodma_share_count(const struct nodma_share *share);
 
 /* pool.c */
-int nodma_pool_init(struct nodma_pool *pool, struct pci_dev *pdev, const struct nodma_region *region);
+int nodma_pool_init(struct nodma_pool *pool);
 void nodma_pool_exit(struct nodma_pool *pool);
-dma_addr_t nodma_pool_map(struct nodma_pool *pool, void *origin, size_t size, enum dma_data_direction dir,
+dma_addr_t nodma_pool_map(struct nodma_share *share, void *origin, size_t size, enum dma_data_direction dir,
 			  unsigned long attrs);
-void nodma_pool_unmap(struct nodma_pool *pool, dma_addr_t address, size_t size, enum dma_data_direction dir,
+void nodma_pool_unmap(struct nodma_share *share, dma_addr_t address, size_t size, enum dma_data_direction dir,
 		      unsigned long attrs);
-void nodma_pool_sync(struct nodma_pool *pool, dma_addr_t address, size_t size, bool to_device);
-void *nodma_pool_alloc(struct nodma_pool *pool, size_t size, dma_addr_t *address);
-void nodma_pool_free(struct nodma_pool *pool, dma_addr_t address, size_t size);
+void nodma_pool_sync(struct nodma_share *share, dma_addr_t address, size_t size, bool to_device);
+void *nodma_pool_alloc(struct nodma_share *share, size_t size, dma_addr_t *address);
+void nodma_pool_free(struct nodma_share *share, dma_addr_t address, size_t size);
 size_t nodma_pool_max_mapping(const struct nodma_pool *pool);
-struct nodma_counters nodma_pool_count(const struct nodma_pool *pool);
+bool nodma_pool_set_aside(struct nodma_pool *pool, unsigned int count, unsigned int *slot);
+void nodma_pool_put_back(struct nodma_pool *pool, unsigned int slot, unsigned int count);
 
 /* dma.c */
 int nodma_dma_install(struct nodma_device *nodma);
 void nodma_dma_restore(struct nodma_device *nodma);
 
 /* features.c */
+u64 nodma_features_offered(struct virtio_device *vdev);
 void nodma_features_install(struct nodma_device *nodma);
 void nodma_features_restore(struct nodma_device *nodma);
 

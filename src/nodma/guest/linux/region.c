@@ -1,179 +1,250 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The region: find capability 10, and trust nothing of what it says before it is checked. Configuration
- * space is the device's word, and in a confidential guest the device is not trusted.
+ * The region: find the capability that tells of it, and trust nothing of what it says before it is checked.
+ * Configuration space is the device's word, and in a confidential guest the device is not trusted.
  */
 #include <linux/virtio_pci.h>
 
 #include "nodma.h"
 
-/* One of virtio's vendor capabilities, as far as all of them agree. */
-struct claim {
-	u8 length;		/* of the capability itself */
-	u8 type;
-	u8 bar;
-	u64 begin;
-	u64 end;
-};
-
-static void read_claim(struct pci_dev *pdev, int at, struct claim *claim)
-{
-	u32 offset, length;
-
-	pci_read_config_byte(pdev, at + offsetof(struct virtio_pci_cap, cap_len), &claim->length);
-	pci_read_config_byte(pdev, at + offsetof(struct virtio_pci_cap, cfg_type), &claim->type);
-	pci_read_config_byte(pdev, at + offsetof(struct virtio_pci_cap, bar), &claim->bar);
-	pci_read_config_dword(pdev, at + offsetof(struct virtio_pci_cap, offset), &offset);
-	pci_read_config_dword(pdev, at + offsetof(struct virtio_pci_cap, length), &length);
-	claim->begin = offset;
-	claim->end = (u64)offset + length;
-	if (claim->type == VIRTIO_PCI_CAP_SHARED_MEMORY_CFG && claim->length >= sizeof(struct virtio_pci_cap64)) {
-		u32 offset_hi, length_hi;
-
-		pci_read_config_dword(pdev, at + offsetof(struct virtio_pci_cap64, offset_hi), &offset_hi);
-		pci_read_config_dword(pdev, at + offsetof(struct virtio_pci_cap64, length_hi), &length_hi);
-		claim->begin |= (u64)offset_hi << 32;
-		claim->end = claim->begin + (length | (u64)length_hi << 32);
-	}
-}
+/* How many functions a PCI device has, and how many devices a bus. */
+#define FUNCTIONS	8
+#define DEVICES		32
 
 static bool overlaps(const struct nodma_region *region, u64 begin, u64 end)
 {
 	return begin < region->offset + region->length && region->offset < end;
 }
 
-/* Say no, and why. */
-#define refuse(pdev, fmt, ...)								\
-({											\
-	pci_warn(pdev, "nodma: no bouncing: capability 10 " fmt "\n", ##__VA_ARGS__);	\
-	-EINVAL;									\
-})
-
-/* What capability 10 says, held against the BAR that it names. */
-static int check_bounds(struct pci_dev *pdev, const struct nodma_region *region)
+static bool borrowed(const struct nodma_region *region)
 {
-	if (region->bar >= PCI_STD_NUM_BARS)
-		return refuse(pdev, "names BAR %d, and there are %d", region->bar, PCI_STD_NUM_BARS);
-	if (!(pci_resource_flags(pdev, region->bar) & IORESOURCE_MEM) || !pci_resource_len(pdev, region->bar))
-		return refuse(pdev, "names BAR %d, which is not memory", region->bar);
-	if (pci_resource_flags(pdev, region->bar) & IORESOURCE_UNSET)
-		return refuse(pdev, "names BAR %d, which has no address", region->bar);
-	if (region->length < NODMA_REGION_MIN)
-		return refuse(pdev, "has %llu bytes, less than %lu", region->length, NODMA_REGION_MIN);
-	if (region->offset + region->length > pci_resource_len(pdev, region->bar))
-		return refuse(pdev, "ends at %#llx of BAR %d, which ends at %#llx", region->offset + region->length,
-			      region->bar, (u64)pci_resource_len(pdev, region->bar));
-	if (!IS_ALIGNED(region->offset, SZ_4K))
-		return refuse(pdev, "begins at %#llx, not on a page", region->offset);
-	return 0;
+	return region->owner != region->pdev;
 }
 
-/* The longer form of the capability can name another function's BAR. */
-static int check_owner(struct pci_dev *pdev, int at, const struct claim *claim)
-{
-	u8 device, function;
+/* Say no, and why. */
+#define refuse(region, fmt, ...)								\
+({												\
+	const struct nodma_region *_region = region;						\
+												\
+	pci_warn(_region->pdev, "nodma: no bouncing: capability %u %s%s%s" fmt "\n",		\
+		 _region->profile->cfg_type, borrowed(_region) ? "names the region of " : "",	\
+		 borrowed(_region) ? pci_name(_region->owner) : "", borrowed(_region) ? ", which " : "", ##__VA_ARGS__); \
+	-EINVAL;										\
+})
 
-	if (claim->length < NODMA_PCI_CAP_LENGTH)
-		return refuse(pdev, "has %u bytes, less than %u", claim->length, NODMA_PCI_CAP_LENGTH);
-	if (claim->length < NODMA_PCI_CAP_SHARED_LENGTH)
-		return 0;
-	pci_read_config_byte(pdev, at + NODMA_PCI_CAP_DEVICE, &device);
-	pci_read_config_byte(pdev, at + NODMA_PCI_CAP_FUNCTION, &function);
-	if (device != NODMA_PCI_CAP_SELF || function != NODMA_PCI_CAP_SELF)
-		return refuse(pdev, "names the region of %02x.%u, and regions are not shared by this version", device,
-			      function);
+/* What the capability says, held against the BAR that it names. */
+static int check_bounds(const struct nodma_region *region, const struct nodma_claim *claim)
+{
+	struct pci_dev *owner = region->owner;
+	u64 end = nodma_claim_end(claim);
+
+	if (region->bar >= PCI_STD_NUM_BARS)
+		return refuse(region, "names BAR %d, and there are %d", region->bar, PCI_STD_NUM_BARS);
+	if (!(pci_resource_flags(owner, region->bar) & IORESOURCE_MEM) || !pci_resource_len(owner, region->bar))
+		return refuse(region, "names BAR %d, which is not memory", region->bar);
+	if (pci_resource_flags(owner, region->bar) & IORESOURCE_UNSET)
+		return refuse(region, "names BAR %d, which has no address", region->bar);
+	if (region->length < NODMA_REGION_MIN)
+		return refuse(region, "has %llu bytes, less than %lu", region->length, NODMA_REGION_MIN);
+	if (end > pci_resource_len(owner, region->bar))
+		return refuse(region, "ends at %#llx of BAR %d, which ends at %#llx", end, region->bar,
+			      (u64)pci_resource_len(owner, region->bar));
+	if (!IS_ALIGNED(region->offset, SZ_4K))
+		return refuse(region, "begins at %#llx, not on a page", region->offset);
 	return 0;
 }
 
 /* The MSI-X table and its pending bits must not lie in the region. */
-static int check_msix(struct pci_dev *pdev, const struct nodma_region *region)
+static int check_msix(const struct nodma_region *region)
 {
+	struct pci_dev *owner = region->owner;
 	u32 table, pba;
 	u16 control;
 	u64 vectors, begin;
 
-	if (!pdev->msix_cap)
+	if (!owner->msix_cap)
 		return 0;
-	pci_read_config_word(pdev, pdev->msix_cap + PCI_MSIX_FLAGS, &control);
-	pci_read_config_dword(pdev, pdev->msix_cap + PCI_MSIX_TABLE, &table);
-	pci_read_config_dword(pdev, pdev->msix_cap + PCI_MSIX_PBA, &pba);
+	pci_read_config_word(owner, owner->msix_cap + PCI_MSIX_FLAGS, &control);
+	pci_read_config_dword(owner, owner->msix_cap + PCI_MSIX_TABLE, &table);
+	pci_read_config_dword(owner, owner->msix_cap + PCI_MSIX_PBA, &pba);
 	vectors = (control & PCI_MSIX_FLAGS_QSIZE) + 1;
 	begin = table & PCI_MSIX_TABLE_OFFSET;
 	if ((table & PCI_MSIX_TABLE_BIR) == region->bar && overlaps(region, begin, begin + vectors * PCI_MSIX_ENTRY_SIZE))
-		return refuse(pdev, "lies over the MSI-X table");
+		return refuse(region, "lies over the MSI-X table");
 	begin = pba & PCI_MSIX_PBA_OFFSET;
 	if ((pba & PCI_MSIX_PBA_BIR) == region->bar && overlaps(region, begin, begin + DIV_ROUND_UP(vectors, 8)))
-		return refuse(pdev, "lies over the MSI-X pending bits");
+		return refuse(region, "lies over the MSI-X pending bits");
 	return 0;
 }
 
-/*
- * No other structure may lie in the region. Where the BAR holds another one, virtio_pci has claimed all of
- * it; where it holds none, nobody may have.
- */
-static int check_others(struct pci_dev *pdev, struct nodma_region *region)
+/* Whether two capabilities say the same of a region. */
+static bool agree(const struct nodma_claim *one, const struct nodma_claim *other)
 {
-	bool shared = false;
-	struct claim other;
-	int at, error;
+	return one->bar == other->bar && one->offset == other->offset && one->length == other->length &&
+	       one->device == other->device && one->function == other->function &&
+	       (one->size < NODMA_PCI_CAP_SHARED_LENGTH) == (other->size < NODMA_PCI_CAP_SHARED_LENGTH);
+}
 
-	for (at = pci_find_capability(pdev, PCI_CAP_ID_VNDR); at; at = pci_find_next_capability(pdev, at, PCI_CAP_ID_VNDR)) {
-		read_claim(pdev, at, &other);
-		if (other.type == NODMA_PCI_CAP_SWIOTLB || other.type == VIRTIO_PCI_CAP_PCI_CFG || other.bar != region->bar)
+/* Whether a capability is of the kind that the profile has for its region. */
+static bool tells(const struct nodma_profile *profile, const struct nodma_claim *claim, int id)
+{
+	return claim->type == profile->cfg_type && (!profile->id || claim->id == id);
+}
+
+/* No other structure may lie in the region. */
+static int check_others(struct nodma_region *region, const struct nodma_claims *claims, int id)
+{
+	unsigned int i;
+
+	for (i = 0; i < claims->count; i++) {
+		const struct nodma_claim *other = &claims->claim[i];
+
+		if (tells(region->profile, other, id) || other->type == VIRTIO_PCI_CAP_PCI_CFG || other->bar != region->bar)
 			continue;
-		if (overlaps(region, other.begin, other.end))
-			return refuse(pdev, "lies over the structure of type %u", other.type);
-		shared = shared || other.type <= VIRTIO_PCI_CAP_DEVICE_CFG;
+		if (overlaps(region, other->offset, nodma_claim_end(other)))
+			return refuse(region, "lies over the structure of type %u", other->type);
+		region->beside = region->beside || other->type <= VIRTIO_PCI_CAP_DEVICE_CFG;
 	}
-	if (shared)
-		return 0;
-	error = pci_request_region(pdev, region->bar, "nodma");
-	if (error)
-		return refuse(pdev, "names BAR %d, which something else has claimed", region->bar);
-	region->claimed = true;
 	return 0;
+}
+
+/* Find what region->owner says of a region: the one capability, or several that say the same. */
+static int find_claim(const struct nodma_region *region, const struct nodma_claims *claims, int id,
+		      const struct nodma_claim **found)
+{
+	unsigned int i;
+
+	*found = NULL;
+	for (i = 0; i < claims->count; i++) {
+		const struct nodma_claim *claim = &claims->claim[i];
+
+		if (!tells(region->profile, claim, id))
+			continue;
+		if (*found && !agree(*found, claim))
+			return refuse(region, "is there more than once, and they disagree");
+		*found = claim;
+	}
+	if (!*found)
+		return -ENODEV;
+	if ((*found)->size < region->profile->cap_size)
+		return refuse(region, "has %u bytes, less than %u", (*found)->size, region->profile->cap_size);
+	return 0;
+}
+
+static bool names_itself(struct pci_dev *pdev, const struct nodma_claim *claim)
+{
+	bool this_device = claim->device == NODMA_PCI_CAP_SELF || claim->device == PCI_SLOT(pdev->devfn);
+
+	if (claim->function == NODMA_PCI_CAP_SELF)
+		return claim->device == NODMA_PCI_CAP_SELF;
+	return this_device && claim->function == PCI_FUNC(pdev->devfn);
+}
+
+/* Take what the owner says of its region, if it can be. */
+static int accept(struct nodma_region *region, const struct nodma_claims *claims, const struct nodma_claim *claim, int id)
+{
+	region->bar = claim->bar;
+	region->offset = claim->offset;
+	region->length = claim->length;
+	region->shared = region->profile->shares && claim->size >= NODMA_PCI_CAP_SHARED_LENGTH;
+	return check_bounds(region, claim) ?: check_msix(region) ?: check_others(region, claims, id);
+}
+
+/* The function on the same bus that a capability names; a reference is taken. */
+static struct pci_dev *named_owner(const struct nodma_region *region, const struct nodma_claim *claim)
+{
+	unsigned int device = claim->device == NODMA_PCI_CAP_SELF ? PCI_SLOT(region->pdev->devfn) : claim->device;
+	struct pci_dev *owner = NULL;
+
+	if (device < DEVICES && claim->function < FUNCTIONS)
+		owner = pci_get_slot(region->pdev->bus, PCI_DEVFN(device, claim->function));
+	if (!owner)
+		refuse(region, "names the region of %02x.%x, and there is no such function", device, claim->function);
+	return owner;
+}
+
+/*
+ * The region lies in another function's BAR. That function must say so itself, and that it lets others use it: this
+ * ends chains and circles, and no function becomes an owner by another's word.
+ */
+static int borrow(struct nodma_region *region, const struct nodma_claim *claim)
+{
+	struct pci_dev *owner = named_owner(region, claim);
+	const struct nodma_claim *theirs;
+	struct nodma_claims claims;
+	int error;
+
+	if (!owner)
+		return -EINVAL;
+	pci_dev_put(region->owner);
+	region->owner = owner;
+	if (owner->vendor != PCI_VENDOR_ID_REDHAT_QUMRANET)
+		return refuse(region, "is not a virtio function");
+	if (nodma_claims_read(owner, &claims))
+		return refuse(region, "has a list of capabilities without an end");
+	error = find_claim(region, &claims, 0, &theirs);
+	if (error)
+		return error == -ENODEV ? refuse(region, "offers none") : error;
+	if (!names_itself(owner, theirs))
+		return refuse(region, "has none itself: it names that of %02x.%x", theirs->device, theirs->function);
+	if (theirs->size < NODMA_PCI_CAP_SHARED_LENGTH)
+		return refuse(region, "does not share it");
+	error = accept(region, &claims, theirs, 0);
+	if (error)
+		return error;
+	if (claim->bar != theirs->bar || claim->offset != theirs->offset || claim->length != theirs->length)
+		return refuse(region, "has %#llx bytes at %#llx of BAR %u, not %#llx at %#llx of BAR %u", theirs->length,
+			      theirs->offset, theirs->bar, claim->length, claim->offset, claim->bar);
+	return 0;
+}
+
+static int find_by(const struct nodma_profile *profile, struct nodma_region *region, u64 offered)
+{
+	const struct nodma_claim *claim;
+	struct nodma_claims claims;
+	int error, id = 0;
+
+	region->profile = profile;
+	if (profile->by_feature && !(offered & BIT_ULL(profile->feature)))
+		return -ENODEV;
+	if (nodma_claims_read(region->pdev, &claims))
+		return refuse(region, "is in a list of capabilities without an end");
+	if (profile->id) {
+		id = profile->id(region->pdev, &claims);
+		if (id < 0)
+			return refuse(region, "is not named: the common configuration is too short");
+	}
+	error = find_claim(region, &claims, id, &claim);
+	if (error == -ENODEV && profile->by_feature)
+		return refuse(region, "with the id %#x is not there", id);
+	if (error)
+		return error;
+	if (profile->needs & ~offered)
+		return refuse(region, "comes without features that it needs: %#llx", profile->needs & ~offered);
+	if (names_itself(region->pdev, claim))
+		return accept(region, &claims, claim, id);
+	return borrow(region, claim);
 }
 
 /**
  * nodma_region_find() - find the region that a function offers for its DMA
  * @pdev: the function, enabled
- * @region: filled
- *
- * Claims the BAR; nodma_region_release() gives it back.
+ * @offered: its device's features
+ * @region: filled; the caller puts its owner
  *
  * Return: 0, -ENODEV if the function offers none, -EINVAL if what it says cannot be; the log says why.
  */
-int nodma_region_find(struct pci_dev *pdev, struct nodma_region *region)
+int nodma_region_find(struct pci_dev *pdev, u64 offered, struct nodma_region *region)
 {
-	struct claim claim;
-	int at, error;
+	int error = -ENODEV;
+	unsigned int i;
 
 	memset(region, 0, sizeof(*region));
-	for (at = pci_find_capability(pdev, PCI_CAP_ID_VNDR); at; at = pci_find_next_capability(pdev, at, PCI_CAP_ID_VNDR)) {
-		read_claim(pdev, at, &claim);
-		if (claim.type == NODMA_PCI_CAP_SWIOTLB)
-			break;	/* of several, the first counts */
-	}
-	if (!at)
-		return -ENODEV;
-	region->bar = claim.bar;
-	region->offset = claim.begin;
-	region->length = claim.end - claim.begin;
-	error = check_owner(pdev, at, &claim);
-	if (!error)
-		error = check_bounds(pdev, region);
-	if (!error)
-		error = check_msix(pdev, region);
-	if (!error)
-		error = check_others(pdev, region);
-	if (!error && !(pci_resource_flags(pdev, region->bar) & IORESOURCE_PREFETCH))
-		pci_warn(pdev, "nodma: BAR %d is not prefetchable: it may be mapped uncached, and slow\n", region->bar);
+	region->pdev = pdev;
+	region->owner = pci_dev_get(pdev);
+	for (i = 0; i < nodma_profile_count && error == -ENODEV; i++)
+		error = find_by(&nodma_profiles[i], region, offered);
+	if (error)
+		pci_dev_put(region->owner);
 	return error;
-}
-
-void nodma_region_release(struct pci_dev *pdev, struct nodma_region *region)
-{
-	if (region->claimed)
-		pci_release_region(pdev, region->bar);
-	region->claimed = false;
 }

@@ -52,7 +52,7 @@ static void give_up(struct nodma_device *nodma, const char *why)
 	unsigned int finished = 0;
 
 	nodma->broken = true;
-	WRITE_ONCE(nodma->pool.dead, true);
+	WRITE_ONCE(nodma->share.dead, true);
 	virtio_break_device(vdev);
 	synchronize_rcu();
 	if (vdev->id.device == VIRTIO_ID_BLOCK)
@@ -69,7 +69,7 @@ static void look(struct work_struct *work)
 	mutex_lock(&nodma->vqs_lock);
 	if (!nodma->live || nodma->broken)
 		goto out;
-	counters = nodma_pool_count(&nodma->pool);
+	counters = nodma_share_count(&nodma->share);
 	if (counters.maps != counters.unmaps && counters.unmaps == nodma->progress) {
 		status = nodma->old_config->get_status(nodma->vdev);
 		if (status == NODMA_ALL_ONES)
@@ -99,7 +99,7 @@ void nodma_watch_start(struct nodma_device *nodma)
 	if (!nodma->live) {
 		nodma->live = true;
 		nodma->broken = false;
-		WRITE_ONCE(nodma->pool.dead, false);
+		WRITE_ONCE(nodma->share.dead, false);
 		if (watch_ms)
 			queue_delayed_work(workqueue, &nodma->watch, msecs_to_jiffies(watch_ms));
 	}

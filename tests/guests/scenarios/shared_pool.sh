@@ -1,0 +1,103 @@
+# Two disks of one slot, in one pool: verified together, bound anew, without their owner's driver, without the module, and
+# without their owner.
+set -e
+owner=0000:00:05.0
+sharer=0000:00:05.1
+pci=/sys/bus/pci/devices
+virtio=/sys/bus/virtio/drivers/virtio_blk
+fail() { echo "FAILED: $*"; dmesg | tail -n 30; exit 1; }
+name() { basename $pci/$1/virtio*; }
+disk() { echo "/dev/$(ls $pci/$1/virtio*/block)"; }
+of() { cat $pci/$1/virtio*/nodma/$2; }
+keep() { mkdir -p /out/$1 && cp $pci/$2/virtio*/nodma/* /out/$1; }
+read_all() { dd if=$(disk $1) bs=64k iflag=direct 2>/dev/null | sha256sum; }
+
+# Each disk gets contents of its own; both at once, so that the pool holds data of both.
+{
+	for function in $owner $sharer; do
+		printf '[%s]\nfilename=%s\nioengine=libaio\ndirect=1\n' $function $(disk $function)
+		printf 'rw=randwrite\nbsrange=512-64k\niodepth=16\nsize=8m\nverify=crc32c\nverify_fatal=1\nverify_state_save=0\n'
+	done
+} >/tmp/verify
+fio /tmp/verify --eta=never --output-format=json --output=/out/verify.json
+keep owner $owner
+keep sharer $sharer
+idle_owner=$(of $owner used)
+idle_sharer=$(of $sharer used)
+held=$(read_all $sharer)
+
+check() {
+	[ "$(of $owner used)" = $idle_owner ] || fail "after $1 the owner uses $(of $owner used) slots, not $idle_owner"
+	[ "$(of $sharer used)" = $idle_sharer ] || fail "after $1 the sharer uses $(of $sharer used) slots, not $idle_sharer"
+	[ "$(of $owner pool_used)" = $((idle_owner + idle_sharer)) ] || fail "after $1 the pool has $(of $owner pool_used)"
+	[ "$(read_all $sharer)" = "$held" ] || fail "after $1 the sharer's data are other ones"
+	echo "$1" >>/out/done
+}
+
+# A reader of each disk, until it is told to stop or its disk is taken away; returns when they are at it.
+start_load() {
+	touch /tmp/load
+	for function in $owner $sharer; do
+		disk=$(disk $function)
+		(while [ -e /tmp/load ]; do dd if=$disk of=/dev/null bs=64k iflag=direct || break; done) 2>/dev/null &
+	done
+	for function in $owner $sharer; do
+		before=$(of $function unmaps)
+		until [ "$(of $function unmaps)" -gt $((before + 50)) ]; do :; done
+	done
+}
+
+end_load() {
+	rm /tmp/load
+	wait
+}
+
+for round in 1 2 3; do
+	start_load
+	for function in $owner $sharer; do
+		device=$(name $function)
+		echo $device >$virtio/unbind
+		echo $device >$virtio/bind
+	done
+	end_load
+done
+check bind
+
+# Without the owner's driver, and then with the sharer's first.
+start_load
+echo $owner >/sys/bus/pci/drivers/virtio-pci/unbind
+[ "$(read_all $sharer)" = "$held" ] || fail "the sharer lost data with the owner's driver"
+echo $sharer >/sys/bus/pci/drivers/virtio-pci/unbind
+end_load
+echo $sharer >/sys/bus/pci/drivers/virtio-pci/bind
+[ "$(of $sharer functions)" = 1 ] || fail "$(of $sharer functions) functions use the pool, not the sharer alone"
+[ "$(read_all $sharer)" = "$held" ] || fail "the sharer has other data before the owner has a driver"
+echo $owner >/sys/bus/pci/drivers/virtio-pci/bind
+check driver
+
+# Without the module.
+start_load
+rmmod nodma 2>/dev/null && fail "rmmod while drivers use the module's devices"
+for function in $owner $sharer; do name $function >$virtio/unbind; done
+end_load
+rmmod nodma
+insmod /job/drivers/nodma.ko watch_ms=200 reserve_kib=128
+check module
+[ "$(of $sharer reserved)" = 64 ] || fail "the reservation is $(of $sharer reserved) slots"
+
+# Without the owner: what reads the sharer ends, by an error; the sharer is back when its owner is.
+start_load
+echo 1 >$pci/$owner/remove
+wait
+rm /tmp/load
+[ -e $pci/$sharer/virtio*/driver ] && fail "the sharer has a driver still"
+device=$(name $sharer)
+echo $device >$virtio/bind 2>/dev/null && fail "the sharer got a driver without its pool"
+dmesg | grep 'no bouncing' | sed 's/^.*no bouncing: //' >/out/refusal
+echo 1 >/sys/bus/pci/rescan
+echo $device >$virtio/bind
+idle_owner=$(of $owner used)
+idle_sharer=$(of $sharer used)
+check removal
+dmesg | grep -E 'WARNING|BUG|never given back|never mapped|never allocated' && fail "the kernel complained"
+dmesg | grep nodma >/out/dmesg
