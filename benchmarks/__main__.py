@@ -22,7 +22,7 @@ from nodma import __version__
 from nodma.errors import NodmaError
 from nodma.guest.kit import set_up
 
-TABLE_WIDTH: Final = 160
+TABLE_WIDTH: Final = 180
 DISK: Final = Path("/var/tmp")
 """Where a file system on a disk is to be expected."""
 
