@@ -14,7 +14,9 @@ help: ## Say what can be made
 
 setup: $(STAMP) ## Make a virtual environment, build, install
 
-$(STAMP): pyproject.toml setup.py tools/setup.sh $(wildcard src/nodma/ring/*.p* src/nodma/device/*.pxd src/nodma/device/*_path.py)
+COMPILED := $(wildcard src/nodma/ring/*.p* src/nodma/*/*.pxd src/nodma/*/*_path.py src/nodma/vfio_user/stream.py)
+
+$(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 	@tools/setup.sh $(PYTHON) $(VENV)
 	@touch $@
 
@@ -48,5 +50,5 @@ chart: setup ## The same, and draw docs/performance.svg
 
 clean: ## Remove what was made
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f src/nodma/ring/*.so src/nodma/ring/*.c
+	rm -f src/nodma/*/*.so src/nodma/*/*.c
 	rm -rf src/*.egg-info

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -136,6 +137,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         builds.work(sys.argv[2:])
         sys.exit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks: ended"))  # with all that was started
     try:
         main()
     except NodmaError as error:

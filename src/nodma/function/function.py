@@ -12,7 +12,7 @@ BAR 2, 64-bit and prefetchable, is the window: the client maps it, and no access
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -125,9 +125,10 @@ class PciFunction:
             Region(WINDOW_BAR): RegionSpec(pool, mappable=True),
             Region.CONFIG: RegionSpec(len(self._config.data)),
         }
+        self._sizes = {region: spec.size for region, spec in self.regions.items()}
         self._readers: dict[int, Callable[[int, int], bytes]] = {
             REGISTER_BAR: self._read_registers,
-            WINDOW_BAR: lambda offset, count: bytes(self.window.view(offset, count)),
+            WINDOW_BAR: self._read_window,
             Region.CONFIG: self._read_config,
         }
         self._writers: dict[int, Callable[[int, bytes], None]] = {
@@ -201,23 +202,31 @@ class PciFunction:
 
     def read(self, region: int, offset: int, count: int) -> bytes:
         """Read from a region. Raises UsageError if there is no such region, or the bytes lie outside it."""
-        self._check(region, offset, count)
+        if not 0 <= offset <= offset + count <= self._sizes.get(region, -1):
+            raise self._outside(region, offset, count)
         return self._readers[region](offset, count)
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         """Write to a region. Raises UsageError as :meth:`read` does."""
-        self._check(region, offset, len(data))
+        if not 0 <= offset <= offset + len(data) <= self._sizes.get(region, -1):
+            raise self._outside(region, offset, len(data))
         if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(_AREA - 1) == _NOTIFY):
             self._writers[region](offset, data)
             return
         with self.core.quiet():
             self._writers[region](offset, data)
 
-    def _check(self, region: int, offset: int, count: int) -> None:
-        spec = self.regions.get(region)
-        if spec is None or offset < 0 or count < 0 or offset + count > spec.size:
-            size = spec.size if spec else 0
-            raise UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
+    def _outside(self, region: int, offset: int, count: int) -> UsageError:
+        size = self._sizes.get(region, 0)
+        return UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
+
+    def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
+        """Give the parts of a region that may be written to by eventfd: the doorbells of queues that have threads."""
+        if region != REGISTER_BAR:
+            return ()
+        return [
+            (_NOTIFY + NOTIFY_MULTIPLIER * index, NOTIFY_MULTIPLIER, fd) for index, fd in enumerate(self.core.doorbells)
+        ]
 
     @property
     def attention(self) -> int:
@@ -303,8 +312,11 @@ class PciFunction:
             if room > 0:
                 self.interrupts.write_table(offset - _TABLE, data[:room])
 
+    def _read_window(self, offset: int, count: int) -> bytes:
+        return self.core.window.view(offset, count).tobytes()
+
     def _write_window(self, offset: int, data: bytes) -> None:
-        self.window.view(offset, len(data))[:] = data
+        self.core.window.view(offset, len(data))[:] = data
 
     # Configuration space
 
