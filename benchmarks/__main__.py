@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from nodma import __version__
 from nodma.errors import NodmaError
 from nodma.guest.kit import set_up
 
-TABLE_WIDTH: Final = 160
+TABLE_WIDTH: Final = 180
 DISK: Final = Path("/var/tmp")
 """Where a file system on a disk is to be expected."""
 
@@ -137,6 +138,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         builds.work(sys.argv[2:])
         sys.exit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks: ended"))  # with all that was started
     try:
         main()
     except NodmaError as error:

@@ -9,8 +9,14 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.peers import BARE, DAEMON, DAEMON_BEST, INTERPRETED, OURS
+from benchmarks.targets import SMALL, TARGETS, Case
 from nodma.errors import UsageError
 
+LABELS: Final[Mapping[str, str]] = {
+    DAEMON.name: "qemu-storage-daemon",
+    DAEMON_BEST.name: "the same, io_uring + iothread",
+    BARE.name: "bare C: the system calls alone",
+}
 COLOURS: Final[Mapping[str, str]] = {
     OURS.name: "#1b6ca8",
     INTERPRETED.name: "#8fbcdb",
@@ -18,8 +24,7 @@ COLOURS: Final[Mapping[str, str]] = {
     DAEMON_BEST.name: "#8a8a8a",
     BARE.name: "#e0a030",
 }
-_BAR: Final = 0.16
-_SMALL: Final = 4 << 10
+_BAR: Final = 0.19
 
 Row = dict[str, Any]
 Figure = Callable[[Row], float]
@@ -48,21 +53,31 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     _bars(axes[1], groups, lambda row: median(run["device_cpu_us"] for run in row["runs"]), "device CPU, us a request")
     axes[0].invert_yaxis()
     handles = [patches.Patch(color=colour) for colour in COLOURS.values()]
-    drawing.legend(handles, list(COLOURS), loc="outside lower center", ncols=len(COLOURS), frameon=False)
+    labels = [LABELS.get(name, name) for name in COLOURS]
+    drawing.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS), frameon=False)
     drawing.suptitle("4 KiB requests at random, from the page cache: median of the rounds")
     drawing.savefig(path, metadata={"Date": None})
     pyplot.close(drawing)
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The 4 KiB rows by work, in the order in which they are shown: ext4 before tmpfs, reads before writes."""
+    """The 4 KiB rows that have a target, by work, as they are shown: a disk before tmpfs, reads before writes."""
     groups: dict[str, list[Row]] = {}
-    small = [row for row in rows if row["bytes"] == _SMALL and row["peer"] in COLOURS]
+    targets = {(case.work.depth, case.work.write, case.work.polled, case.on_disk) for case in _cases()}
+
+    def has_target(row: Row) -> bool:
+        return (row["depth"], row["write"], row["polled"], row["on"] != "tmpfs") in targets
+
+    small = [row for row in rows if row["bytes"] == SMALL and row["peer"] in COLOURS and has_target(row)]
     for row in sorted(small, key=lambda row: (row["on"] == "tmpfs", row["write"], not row["polled"], row["depth"])):
         how = "polled" if row["polled"] else "notified"
         name = f"{'write' if row['write'] else 'read'}, depth {row['depth']}\n{how}, {row['on']}"
         groups.setdefault(name, []).append(row)
     return groups
+
+
+def _cases() -> list[Case]:
+    return [case for target in TARGETS for case in target.cases if case.work.bytes == SMALL]
 
 
 def _bars(axis: Any, groups: Mapping[str, list[Row]], figure: Figure, label: str) -> None:

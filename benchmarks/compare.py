@@ -66,9 +66,9 @@ def _table(plan: Plan, runs: Runs, chosen: dict[Case, list[Peer]], *, large: boo
     table.add_column("work")
     table.add_column("by")
     for name in ("MB/s" if large else "requests/s", "ours over it", "p50 us", "p99 us"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in ("device\nCPU us", "front\nCPU us", "kicks", "sleeps", "waited"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for case, peers in chosen.items():
         if (case.work.bytes == LARGE) != large:
             continue

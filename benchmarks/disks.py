@@ -37,7 +37,7 @@ from nodma.ring import RingLayout
 from nodma.spec.vfio_user import TYPE_COMMAND, Cmd, Header, MsgFlag, RegionAccess
 from nodma.spec.virtio import DESC_ALIGN, Feature
 from nodma.spec.virtio_blk import BlkConfig
-from nodma.vfio_user.client import Client
+from nodma.vfio_user.client import Client, IoEventFd
 from nodma.window import Window
 
 _VECTORS: Final = 2
@@ -103,8 +103,11 @@ class NodmaDisk(FrontEnd):
         """Attach. Raises NodmaError, whichever of it fits, if that fails."""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
-        self._device = device = VirtioPci(VfioUserBus(Client(self._socket)))
+        client = Client(self._socket)
+        self._device = device = VirtioPci(VfioUserBus(client))
+        self._parts: list[IoEventFd] = []
         try:
+            self._parts = client.region_io_fds(device.notifier(0)[0])
             features = device.negotiate(WANTED)
             limits = Limits.of(device.device_config(BlkConfig), features, work.queues)
             call_fd = device.bus.enable_msix(_VECTORS)[_QUEUE_VECTOR]
@@ -117,7 +120,7 @@ class NodmaDisk(FrontEnd):
             super().__init__(work, device.window, bar.address, limits, queues, call_fd)
             device.start()
         except BaseException:
-            device.close()
+            self._let_go()
             raise
 
     def _ring(self, index: int) -> RingLayout:
@@ -126,7 +129,11 @@ class NodmaDisk(FrontEnd):
         return RingLayout.packed_at(at, ENTRIES)
 
     def _doorbell(self, index: int) -> Doorbell:
+        """Notify by eventfd if the server gives one for the queue's doorbell, else by a posted write."""
         bar, offset, data = self._device.notifier(index)
+        for part in self._parts:
+            if part.offset <= offset and offset + len(data) <= part.offset + part.size:
+                return Doorbell(part.fd, _ONE)
         body = RegionAccess.codec.pack(offset, bar, len(data)) + data
         size = Header.size + len(body)
         header = Header.codec.pack(0, Cmd.REGION_WRITE, size, TYPE_COMMAND | MsgFlag.NO_REPLY, 0)
@@ -135,7 +142,12 @@ class NodmaDisk(FrontEnd):
     def close(self) -> None:
         """Reset the device, and let it go."""
         super().close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._device.close()
+        for part in self._parts:
+            os.close(part.fd)
 
 
 class VhostDisk(FrontEnd):

@@ -44,14 +44,21 @@ def test_a_file_system_is_named() -> None:
     assert file_system(Path("/proc/self")) == "proc"
 
 
-def test_a_chart_shows_disks_and_reads_first() -> None:
+def test_a_chart_shows_what_has_a_target_disks_and_reads_first() -> None:
     def row(**more: object) -> dict[str, object]:
         work = {"bytes": 4096, "depth": 32, "write": False, "polled": True, "on": "ext4", "peer": OURS.name}
         return {**work, **more}
 
-    rows = [row(on="tmpfs"), row(write=True), row(), row(bytes=1 << 20), row(peer="somebody")]
+    rows = [
+        row(on="tmpfs", polled=False),
+        row(write=True),
+        row(),
+        row(bytes=1 << 20),
+        row(depth=7),
+        row(peer="somebody"),
+    ]
     assert list(grouped(rows)) == [
         "read, depth 32\npolled, ext4",
         "write, depth 32\npolled, ext4",
-        "read, depth 32\npolled, tmpfs",
+        "read, depth 32\nnotified, tmpfs",
     ]
