@@ -36,8 +36,8 @@ from nodma.vfio_user.server import Server
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS: Final = 1.0
-POLL_NS: Final = 1_000_000
-"""How long a queue is polled after its last request, at most, with ``--poll``."""
+_POLL_NS: Final = 1_000_000
+_BRIEF_POLL_NS: Final = 200_000  # what a notification costs: it goes from the guest to the VMM to the device, and back
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -146,7 +146,7 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
             policy=Policy(options.policy),
             share=_share(options),
             threads=True,
-            poll_ns=POLL_NS if options.poll else 0,
+            poll_ns=poll_ns(options.poll),
         )
     except BaseException:
         device.close()
@@ -166,6 +166,11 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
     finally:
         function.close()
     _say_end(options, report(function, server))
+
+
+def poll_ns(poll: bool) -> int:
+    """Give how long, in ns, a queue is polled after its last request at most. Where it does not pay off it is less."""
+    return _POLL_NS if poll else _BRIEF_POLL_NS
 
 
 @contextmanager

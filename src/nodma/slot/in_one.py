@@ -10,7 +10,7 @@ from typing import Any
 from nodma.device.image import Cache
 from nodma.errors import UsageError
 from nodma.function import PciFunction, PoolKeeper, Share
-from nodma.host import POLL_NS, report
+from nodma.host import poll_ns, report
 from nodma.slot.config import FunctionConfig, Role, SlotConfig
 from nodma.slot.devices import block_device
 from nodma.spec.profiles import PROFILES, Policy
@@ -98,7 +98,7 @@ def _function(slot: SlotConfig, config: FunctionConfig, keeper: PoolKeeper | Non
             policy=Policy(slot.policy),
             share=share,
             threads=True,
-            poll_ns=POLL_NS if slot.poll else 0,
+            poll_ns=poll_ns(slot.poll),
         )
     except BaseException:
         device.close()
