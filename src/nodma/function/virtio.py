@@ -118,6 +118,7 @@ class VirtioCore:
         """Called before a queue is enabled; says why it cannot be, if so."""
         self._reach: Reach | None = None
         self._active: list[VirtQueue] = []
+        self._threaded: list[VirtQueue] = []
         self._quiet = 0
         self._poll_ns = poll_ns
         self.attention = -1
@@ -158,6 +159,7 @@ class VirtioCore:
                 self.counters.requests += queue.path.requests
                 self.counters.interrupts += queue.path.interrupts
             queue.reset()
+        self._threaded.clear()
         if had:
             self.counters.resets += 1
             self.device.reset()
@@ -244,6 +246,7 @@ class VirtioCore:
         if self.doorbells and isinstance(path, QueuePath):
             doorbell = self.doorbells[self.queues.index(queue)]
             queue.thread = QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=self._poll_ns)
+            self._threaded.append(queue)
         queue.enabled = True
         self._wake(queue)
 
@@ -283,7 +286,7 @@ class VirtioCore:
         """Keep the queues' threads still while something is changed that they look at."""
         self._quiet += 1
         try:
-            for queue in self.queues:
+            for queue in self._threaded:
                 self._pause(queue)
             yield
         finally:
@@ -299,7 +302,7 @@ class VirtioCore:
         """Let the threads go on, if nothing speaks against it."""
         if self._quiet or not self.running:
             return
-        for queue in self.queues:
+        for queue in self._threaded:
             if queue.thread is not None:
                 queue.thread.path.signal_fd = self.interrupts.direct(queue.vector)
                 queue.thread.resume()
@@ -308,7 +311,7 @@ class VirtioCore:
         """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
         if self.attention >= 0:
             self._attend()
-        if not self.running:
+        if not self._active or not self.running:
             return False
         for queue in tuple(self._active):
             if not self._serve(queue) and queue in self._active:
@@ -319,24 +322,18 @@ class VirtioCore:
         """Handle the requests that are there, for so many seconds at most."""
         end = time.monotonic() + seconds
         with self.quiet():
-            for queue in self.queues:
-                if queue.thread is not None and self.running:
-                    self._active.append(queue)
+            if self.running:
+                self._active += self._threaded
             while self.service() and time.monotonic() < end:
                 pass
-            for queue in self.queues:
-                if queue.thread is not None:
-                    queue.thread.path.drain()
+            for queue in self._threaded:
+                assert queue.thread
+                queue.thread.path.drain()
 
     def _attend(self) -> None:
-        """Do what the queues' threads cannot do themselves."""
-        try:
-            os.eventfd_read(self.attention)
-        except BlockingIOError:
-            return
-        for queue in self.queues:
-            if queue.thread is None:
-                continue
+        """Do what the queues' threads cannot do themselves. Most often there is nothing, and that is soon seen."""
+        for queue in self._threaded:
+            assert queue.thread
             self._deliver(queue, queue.thread.path)
             if queue.thread.ended and not self.status & Status.DEVICE_NEEDS_RESET:
                 self._caught(queue, queue.thread.explain())
@@ -385,7 +382,7 @@ class VirtioCore:
         log.warning("DEVICE_NEEDS_RESET: %s", reason)
         self.counters.needs_reset += 1
         self._active.clear()
-        for queue in self.queues:
+        for queue in self._threaded:
             self._pause(queue)
         self.status |= Status.DEVICE_NEEDS_RESET
         if self.status & Status.DRIVER_OK:
