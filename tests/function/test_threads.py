@@ -122,6 +122,20 @@ def test_a_masked_vector_stays_pending_until_it_is_unmasked(disk: Disk) -> None:
     assert disk.interrupted()
 
 
+def test_interrupts_that_the_vmms_thread_has_to_give_are_urgent(disk: Disk) -> None:
+    assert not disk.core.urgent
+    disk.start()
+    assert not disk.core.urgent
+    disk.function.interrupts.mask_vectors(1, 1, True)
+    assert disk.function.urgent
+    disk.function.interrupts.mask_vectors(1, 1, False)
+    assert not disk.function.urgent
+    disk.function.write(Region.CONFIG, disk.function._msix_at + 2, bytes(2))  # INTx
+    assert disk.function.urgent
+    disk.registers.set(CommonCfg.device_status, 0)
+    assert not disk.function.urgent
+
+
 def test_a_fault_is_told_by_the_vmms_thread(disk: Disk) -> None:
     disk.start()
     disk.offer(data=BAD)

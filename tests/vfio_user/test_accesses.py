@@ -35,6 +35,8 @@ class Registers:
     regions: Any = None
     interrupts: Any = None
     window: Any = None
+    attention = -1
+    urgent = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -161,6 +163,24 @@ def test_accesses_wait_while_the_client_does_not_read(pair: Pair) -> None:
         connection.flush()
     connection.answer_accesses(registers, LIMIT)
     assert registers.calls == [("read", 0, 4, 4)]
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_server_stays_with_its_client_if_nothing_is_urgent(
+    make_served: Any, monkeypatch: pytest.MonkeyPatch, urgent: bool
+) -> None:
+    served = make_served()
+    with served.connect() as client:
+        client.sendall(Header.codec.pack(0, Cmd.VERSION, 20, 0, 0) + Version.codec.pack(0, 0))
+        served.server.step()  # accepts it
+        served.server.step(0)
+        services: list[int] = []
+        monkeypatch.setattr(served.function, "service", lambda: bool(services.append(1)))
+        monkeypatch.setattr(served.function.core, "urgent", urgent)
+        client.sendall(read(1, 4))
+        served.server.step()
+        assert (len(services) == 1) == urgent  # before it waits for its client, it asks whether there is work
+    served.close()
 
 
 offsets = st.one_of(st.integers(0, 20), st.integers(0, 2**64 - 1))

@@ -164,6 +164,11 @@ class PciFunction:
         """An eventfd that asks for :meth:`service`; -1 if nobody else calls for it."""
         return self.core.attention
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a queue's thread may want an interrupt that it cannot give itself."""
+        return self.core.urgent
+
     def service(self) -> bool:
         """Handle requests; tell whether there are more."""
         return self.core.service()

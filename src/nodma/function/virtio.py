@@ -121,6 +121,8 @@ class VirtioCore:
         self._threaded: list[VirtQueue] = []
         self._quiet = 0
         self._poll_ns = poll_ns
+        self.urgent = False
+        """Whether a queue's thread may want an interrupt that it cannot give itself, as INTx: that must not wait."""
         self.attention = -1
         """An eventfd that is signalled when a queue's thread wants :meth:`service`; -1 without threads."""
         self.doorbells: list[int] = []
@@ -160,6 +162,7 @@ class VirtioCore:
                 self.counters.interrupts += queue.path.interrupts
             queue.reset()
         self._threaded.clear()
+        self.urgent = False
         if had:
             self.counters.resets += 1
             self.device.reset()
@@ -302,9 +305,11 @@ class VirtioCore:
         """Let the threads go on, if nothing speaks against it."""
         if self._quiet or not self.running:
             return
+        self.urgent = False
         for queue in self._threaded:
             if queue.thread is not None:
                 queue.thread.path.signal_fd = self.interrupts.direct(queue.vector)
+                self.urgent |= queue.thread.path.signal_fd < 0
                 queue.thread.resume()
 
     def service(self) -> bool:

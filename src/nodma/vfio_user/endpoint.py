@@ -56,6 +56,10 @@ class Endpoint(Protocol):
     def attention(self) -> int:
         """An eventfd that asks for :meth:`service`, or -1."""
 
+    @property
+    def urgent(self) -> bool:
+        """Whether what ``attention`` asks for cannot wait some milliseconds."""
+
     def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
     def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102
     def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]: ...  # noqa: D102

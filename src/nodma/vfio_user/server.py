@@ -154,7 +154,7 @@ class Server:
         """
         until = time.monotonic() + PATIENCE_SECONDS
         taken = -1
-        while taken != connection.taken and self._commands.negotiated and not self._stopping:
+        while taken != connection.taken and self._commands.negotiated and not (self._stopping or self.endpoint.urgent):
             taken = connection.taken
             connection.converse(self.endpoint, self._commands.access_limit, until)
             self._take_messages(connection)
