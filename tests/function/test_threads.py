@@ -136,6 +136,17 @@ def test_interrupts_that_the_vmms_thread_has_to_give_are_urgent(disk: Disk) -> N
     assert not disk.function.urgent
 
 
+def test_a_queue_may_be_enabled_late(disk: Disk) -> None:
+    disk.registers.place(BASE, Command.MEMORY)
+    disk.registers.negotiate()
+    disk.registers.ready()
+    disk.ring = DriverRing(disk.function.window, LAYOUT, base=BASE, event_idx=True)
+    disk.registers.enable(LAYOUT)
+    disk.offer()
+    disk.attend()  # without a vector it is the VMM's thread that would interrupt
+    assert disk.answer == SECTOR_4
+
+
 def test_a_fault_is_told_by_the_vmms_thread(disk: Disk) -> None:
     disk.start()
     disk.offer(data=BAD)

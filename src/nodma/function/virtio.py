@@ -10,8 +10,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 from nodma.device.base import Device, Path, Queue
 from nodma.errors import BadRing, OutsideAddress
@@ -24,6 +25,8 @@ from nodma.spec.virtio_pci import NO_VECTOR, Isr
 from nodma.window import Window
 
 log = logging.getLogger(__name__)
+
+_NO_THREADS: Final = nullcontext()
 
 
 @dataclass(slots=True, eq=False)
@@ -252,6 +255,7 @@ class VirtioCore:
             self._threaded.append(queue)
         queue.enabled = True
         self._wake(queue)
+        self._resume()
 
     def move(self, reach: Reach | None) -> None:
         """Follow the window to where it is now; None while it is nowhere, and requests wait."""
@@ -284,9 +288,12 @@ class VirtioCore:
 
     # Threads
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def quiet(self) -> AbstractContextManager[None]:
         """Keep the queues' threads still while something is changed that they look at."""
+        return self._still() if self._threaded else _NO_THREADS
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
         self._quiet += 1
         try:
             for queue in self._threaded:
