@@ -65,7 +65,9 @@ def test_a_sharer_without_its_owner_is_refused(shared: Any) -> None:
 
 
 def test_sharing_is_said_where_it_is_switched_on(shared: Any) -> None:
-    assert "functions that share this pool can read each other's data; 64 KiB are reserved" in shared.outcome.file("dmesg")
+    assert "functions that share this pool can read each other's data; 64 KiB are reserved" in shared.outcome.file(
+        "dmesg"
+    )
 
 
 class Sleeper(PciFunction):
@@ -97,7 +99,9 @@ def test_a_reservation_keeps_room_beside_a_flood(lab: Any, newest: Kernel) -> No
         outcome = machine.finish(60)
     keeper.close()
     assert outcome.status == 0, machine.console.tail()
-    counters = {name: int(value) for name, value in outcome.files.items() if name.startswith(("reserved", "unreserved"))}
+    counters = {
+        name: int(value) for name, value in outcome.files.items() if name.startswith(("reserved", "unreserved"))
+    }
     slots, share = POOL // counters["reserved/slot_size"], counters["reserved/sharer/reserved"]
     assert share == slots // 16
     assert slots - share - 5 < counters["reserved/used"] <= slots - share
