@@ -14,7 +14,7 @@ from nodma.guest import Job, Kernel
 
 pytestmark = pytest.mark.timeout(240)
 POOL = 1 << 20
-PHASES = ["bind", "driver", "module", "removal"]
+PHASES = ["bind", "reset", "driver", "module", "removal"]
 
 
 @pytest.fixture(scope="module")

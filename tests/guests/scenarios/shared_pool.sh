@@ -16,7 +16,7 @@ read_all() { dd if=$(disk $1) bs=64k iflag=direct 2>/dev/null | sha256sum; }
 {
 	for function in $owner $sharer; do
 		printf '[%s]\nfilename=%s\nioengine=libaio\ndirect=1\n' $function $(disk $function)
-		printf 'rw=randwrite\nbsrange=512-64k\niodepth=16\nsize=8m\nverify=crc32c\nverify_fatal=1\nverify_state_save=0\n'
+		printf 'rw=randwrite\nbsrange=4k-64k\niodepth=16\nsize=8m\nverify=crc32c\nverify_fatal=1\nverify_state_save=0\n'
 	done
 } >/tmp/verify
 fio /tmp/verify --eta=never --output-format=json --output=/out/verify.json
@@ -63,6 +63,12 @@ for round in 1 2 3; do
 done
 check bind
 
+# A reset of the owner would switch off the pool that the sharer is using. One of the sharer concerns nobody else.
+grep -q flr $pci/$owner/reset_method && fail "the owner can be reset"
+{ echo 1 >$pci/$owner/reset; } 2>/dev/null && fail "the owner was reset"
+grep -q flr $pci/$sharer/reset_method || fail "the sharer cannot be reset"
+check reset
+
 # Without the owner's driver, and then with the sharer's first.
 start_load
 echo $owner >/sys/bus/pci/drivers/virtio-pci/unbind
@@ -84,6 +90,11 @@ rmmod nodma
 insmod /job/drivers/nodma.ko watch_ms=200 reserve_kib=128
 check module
 [ "$(of $sharer reserved)" = 64 ] || fail "the reservation is $(of $sharer reserved) slots"
+
+name $sharer >$virtio/unbind
+echo $sharer >/sys/bus/pci/drivers/virtio-pci/unbind
+grep -q flr $pci/$owner/reset_method || fail "the owner cannot be reset when it is alone again"
+echo $sharer >/sys/bus/pci/drivers/virtio-pci/bind
 
 # Without the owner: what reads the sharer ends, by an error; the sharer is back when its owner is.
 start_load

@@ -234,7 +234,7 @@ static int take_on(struct device *dev, void *unused)
 	if (device_attach(dev) < 0)
 		dev_warn(dev, "nodma: no driver took the device\n");
 	if (pool)
-		nodma_pool_put(pool);	/* held until now, so that its driver gets what was looked at */
+		nodma_pool_put(pool, function_of(vdev));	/* held until now, so that its driver gets what was looked at */
 	return 0;
 }
 

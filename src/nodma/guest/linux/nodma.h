@@ -126,6 +126,8 @@ struct nodma_usage {
 struct nodma_pool {
 	struct list_head link;
 	unsigned int functions;
+	unsigned int borrowers;	/* those of them that are not the owner */
+	u8 reset_methods[PCI_NUM_RESET_METHODS];	/* the owner's, kept while there are borrowers */
 	struct nodma_region region;
 	bool claimed;		/* the BAR, by us, with pci_request_region() */
 	void *memory;
@@ -184,7 +186,7 @@ int nodma_region_find(struct pci_dev *pdev, u64 offered, struct nodma_region *re
 
 /* share.c */
 struct nodma_pool *nodma_pool_get(struct pci_dev *pdev, u64 offered);
-void nodma_pool_put(struct nodma_pool *pool);
+void nodma_pool_put(struct nodma_pool *pool, struct pci_dev *pdev);
 int nodma_share_join(struct nodma_share *share, struct pci_dev *pdev, u64 offered);
 void nodma_share_leave(struct nodma_share *share);
 struct nodma_counters nodma_share_count(const struct nodma_share *share);

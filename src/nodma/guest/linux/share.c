@@ -62,6 +62,30 @@ static void release_bar(struct nodma_pool *pool)
 		pci_release_region(pool->region.owner, pool->region.bar);
 }
 
+/*
+ * A reset switches the owner's memory off for a while, and whoever else writes rings there loses them without a word:
+ * as long as there is somebody else, the owner knows no way to be reset by itself.
+ */
+static void join(struct nodma_pool *pool, struct pci_dev *pdev)
+{
+	struct pci_dev *owner = pool->region.owner;
+
+	pool->functions++;
+	if (pdev == owner || pool->borrowers++)
+		return;
+	memcpy(pool->reset_methods, owner->reset_methods, sizeof(pool->reset_methods));
+	memset(owner->reset_methods, 0, sizeof(owner->reset_methods));
+}
+
+static void leave(struct nodma_pool *pool, struct pci_dev *pdev)
+{
+	struct pci_dev *owner = pool->region.owner;
+
+	pool->functions--;
+	if (pdev != owner && !--pool->borrowers)
+		memcpy(owner->reset_methods, pool->reset_methods, sizeof(owner->reset_methods));
+}
+
 static struct nodma_pool *make_pool(const struct nodma_region *region)
 {
 	struct nodma_pool *pool = kzalloc(sizeof(*pool), GFP_KERNEL);
@@ -168,16 +192,18 @@ struct nodma_pool *nodma_pool_get(struct pci_dev *pdev, u64 offered)
 	mutex_lock(&pools_lock);
 	pool = find_or_make(&region);
 	if (!IS_ERR(pool))
-		pool->functions++;
+		join(pool, pdev);
 	mutex_unlock(&pools_lock);
 	pci_dev_put(region.owner);
 	return pool;
 }
 
-void nodma_pool_put(struct nodma_pool *pool)
+/* @pdev is the function that the pool was got for. */
+void nodma_pool_put(struct nodma_pool *pool, struct pci_dev *pdev)
 {
 	mutex_lock(&pools_lock);
-	if (!--pool->functions)
+	leave(pool, pdev);
+	if (!pool->functions)
 		unmake_pool(pool);
 	mutex_unlock(&pools_lock);
 }
@@ -209,7 +235,7 @@ int nodma_share_join(struct nodma_share *share, struct pci_dev *pdev, u64 offere
 	return 0;
 
 put:
-	nodma_pool_put(share->pool);
+	nodma_pool_put(share->pool, pdev);
 free:
 	free_percpu(share->counters);
 	return error;
@@ -221,7 +247,7 @@ void nodma_share_leave(struct nodma_share *share)
 		nodma_pool_put_back(share->pool, share->own.first, share->own.slots);
 	kvfree(share->own.bitmap);
 	free_percpu(share->counters);
-	nodma_pool_put(share->pool);
+	nodma_pool_put(share->pool, to_pci_dev(share->dev));
 }
 
 struct nodma_counters nodma_share_count(const struct nodma_share *share)
