@@ -7,14 +7,16 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit e2e guests bench clean
+.PHONY: help setup demo test lint unit e2e guests bench chart clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP) ## Make a virtual environment, build, install
 
-$(STAMP): pyproject.toml setup.py tools/setup.sh $(wildcard src/nodma/ring/*.p*)
+COMPILED := $(wildcard src/nodma/ring/*.p* src/nodma/*/*.pxd src/nodma/*/*_path.py src/nodma/vfio_user/stream.py)
+
+$(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 	@tools/setup.sh $(PYTHON) $(VENV)
 	@touch $@
 
@@ -39,10 +41,14 @@ e2e: setup
 guests: setup ## Boot real guests, with QEMU on three kernels: 10 minutes, and one more to fetch them
 	$(BIN)/pytest tests/guests
 
-bench: setup ## Measure, pure Python and compiled side by side
+bench: setup ## Measure, side by side with qemu-storage-daemon and QEMU: ten minutes, or two with BENCH=--quick
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+chart: setup ## The same, and draw docs/performance.svg
+	@$(BIN)/python -m pip install -q --group bench
+	@$(BIN)/python -m benchmarks --chart docs/performance.svg $(BENCH)
 
 clean: ## Remove what was made
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f src/nodma/ring/*.so src/nodma/ring/*.c
+	rm -f src/nodma/*/*.so src/nodma/*/*.c
 	rm -rf src/*.egg-info

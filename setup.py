@@ -11,6 +11,7 @@ COMPILED = (
     "nodma.ring.path",
     "nodma.ring.loop",
     "nodma.device.blk_path",
+    "nodma.vfio_user.stream",
 )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import builds, compare, sharing
+from benchmarks import builds, chart, compare, guest, register, scaling, sharing
 from benchmarks.plan import Outcome, Plan, Tick, Verdict, stores
 from nodma import __version__
 from nodma.errors import NodmaError
@@ -36,10 +36,13 @@ class Part(NamedTuple):
 
 PARTS: Final = {
     "compare": Part(compare.steps, compare.run),
+    "register": Part(register.steps, register.run),
+    "scaling": Part(scaling.steps, scaling.run),
     "builds": Part(builds.steps, builds.run),
     "sharing": Part(sharing.steps, sharing.run),
+    "guest": Part(guest.steps, guest.run),
 }
-QUICK: Final = ("compare",)
+QUICK: Final = ("compare", "register")
 
 
 def arguments() -> argparse.Namespace:
@@ -49,6 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="interleaved runs of each (default 3; quick 2)")
     parser.add_argument("--seconds", type=float, help="seconds a run (default 0.4; quick 0.25)")
     parser.add_argument("--only", choices=PARTS, action="append", help="this part only; may be repeated")
+    parser.add_argument("--guest", action="store_true", help="with --quick: the guest as well")
+    parser.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw the comparison, as docs/performance.svg")
     parser.add_argument("--match", default="", metavar="TEXT", help='lines with TEXT in their name, as "4K read"')
     parser.add_argument("--image-dir", type=Path, default=DISK, help="where to put the image (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("benchmarks/results/latest.json"))
@@ -60,7 +65,9 @@ def main() -> None:
     asked = arguments()
     wide = Console()
     console = wide if wide.width >= TABLE_WIDTH else Console(width=TABLE_WIDTH)  # a number cut short is no number
-    names = asked.only or (QUICK if asked.quick else PARTS)
+    names = asked.only or ([*QUICK, *(["guest"] if asked.guest else [])] if asked.quick else PARTS)
+    if asked.chart:
+        chart.check()
     record: dict[str, Any] = {"about": about()}
     with stores(asked.image_dir) as (disk, tmpfs, work):
         rounds, seconds = asked.rounds or (2 if asked.quick else 3), asked.seconds or (0.25 if asked.quick else 0.4)
@@ -80,6 +87,8 @@ def main() -> None:
         for verdict in verdicts
     ]
     record["about"]["load_at_end"] = os.getloadavg()[0]
+    if asked.chart:
+        chart.draw(record, asked.chart)
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps(record, indent=1) + "\n")
     console.print(f"written to {asked.json}")

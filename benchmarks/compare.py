@@ -20,9 +20,9 @@ Runs = dict[tuple[Case, Peer], list[Measured]]
 NOTES: Final = (
     "daemon: qemu-storage-daemon, vhost-user-blk, as it comes; best: with aio=io_uring and an iothread.",
     "bare C: the same system calls into the same buffers, no device. ours over it: the median of the rounds' ratios.",
-    "CPU: microseconds of the device process, and of the front end, a request. kicks: notifications a request;",
-    "sleeps: times that the front end waited for an interrupt, a request. waited: share of the time in which the device",
-    "was ready to run and had no core; much of it, and the machine had other work.",
+    "CPU: microseconds of the device process, and of the front end, a request. kicks: notifications a request.",
+    "sleeps: times that the front end waited for an interrupt, a request.",
+    "waited: share of the time that the device was ready and had no core: much of it, and the machine had other work.",
 )
 
 

@@ -7,13 +7,11 @@ import ctypes
 import os
 import socket
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -95,8 +93,8 @@ class Nodma(Server):
         """Start it, attach a front end."""
         path = directory / "nodma.sock"
         options = ["--pool", str(self.pool), "--queues", str(work.queues), *self.options]
-        options += ["--poll"] if work.polled and can_poll() else []
-        with _environment(NODMA_PURE=str(int(self.interpreted))), DeviceProcess(image, path, *options) as process:
+        options += ["--poll"] if work.polled else []
+        with pure_python(self.interpreted), DeviceProcess(image, path, *options) as process:
             with NodmaDisk(path, work) as front:
                 yield process.pid, front
             report = process.stop()
@@ -167,13 +165,6 @@ class Bare(Peer):
         return found
 
 
-@cache
-def can_poll() -> bool:
-    """Whether ``nodma serve blk`` has --poll: before that, only the front end polls."""
-    said = subprocess.run([sys.executable, "-m", "nodma", "serve", "blk", "--help"], capture_output=True, check=True)
-    return b"--poll" in said.stdout
-
-
 def storage_daemon() -> tuple[str, ...]:
     """What starts the guest kit's qemu-storage-daemon. Raises UsageError if there is no kit."""
     root = Kit.open().root
@@ -181,18 +172,17 @@ def storage_daemon() -> tuple[str, ...]:
 
 
 @contextmanager
-def _environment(**more: str) -> Iterator[None]:
-    """Have processes that are started meanwhile find ``more`` in their environment."""
-    before = {name: os.environ.get(name) for name in more}
-    os.environ.update(more)
+def pure_python(interpreted: bool) -> Iterator[None]:
+    """Have device processes that are started meanwhile run interpreted, or not."""
+    before = os.environ.get("NODMA_PURE")
+    os.environ["NODMA_PURE"] = str(int(interpreted))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["NODMA_PURE"]
+        else:
+            os.environ["NODMA_PURE"] = before
 
 
 OURS: Final = Nodma("nodma")

@@ -72,7 +72,7 @@ def entries(*, targets_only: bool) -> dict[Case, list[Peer]]:
     found: dict[Case, list[Peer]] = {}
     if not targets_only:
         for case in GRID:
-            found[case] = [OURS, DAEMON, DAEMON_BEST, BARE]
+            found[case] = [OURS, DAEMON, DAEMON_BEST, *([BARE] if case.work.polled else [])]
     for target in TARGETS:
         for case in target.cases:
             peers = found.setdefault(case, [])

@@ -16,7 +16,7 @@ from nodma.errors import NodmaError, UsageError
 MAX_DEPTH: Final = 256
 MAX_KICK: Final = 64
 SUB_BITS: Final = 5
-BUCKETS: Final = 64 << SUB_BITS
+BUCKETS: Final = 60 << SUB_BITS
 
 _HERE: Final = Path(__file__).parent
 _BUILT: Final = _HERE.parent / "results"

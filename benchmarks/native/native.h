@@ -6,7 +6,7 @@
 #include <time.h>
 
 enum { MAX_DEPTH = 256, MAX_KICK = 64, MAX_SEGMENTS = 16 };
-enum { SUB_BITS = 5, BUCKETS = 64 << SUB_BITS };	/* latencies in ns: 32 buckets for each power of two */
+enum { SUB_BITS = 5, BUCKETS = 60 << SUB_BITS };	/* latencies in ns: 32 buckets for each power of two */
 
 /* A queue. The places are offsets in the window. */
 struct queue {

@@ -10,21 +10,24 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-COMPILED_MODULES: Final = (
-    "nodma.ring.device_end",
-    "nodma.ring.driver_end",
-    "nodma.ring.path",
-    "nodma.ring.loop",
-    "nodma.device.blk_path",
-)
-"""What setup.py compiles, each behind what it imports."""
+_RING: Final = ("nodma.ring.device_end", "nodma.ring.path")
+
+COMPILED_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
+    "nodma.ring.device_end": (),
+    "nodma.ring.driver_end": (),
+    "nodma.ring.path": ("nodma.ring.device_end",),
+    "nodma.ring.loop": _RING,
+    "nodma.device.blk_path": _RING,
+    "nodma.vfio_user.stream": (),
+}
+"""What setup.py compiles, and which others of these each needs, in the order to load them."""
 
 _ROOT: Final = Path(__file__).parents[1]
-
 
 _interpreted: Final[dict[str, ModuleType]] = {}
 
@@ -34,7 +37,7 @@ def load_interpreted(name: str) -> ModuleType:
 
     What it imports of its kind is interpreted as well; who imports it by its name still gets the compiled build.
     """
-    wanted = COMPILED_MODULES[: COMPILED_MODULES.index(name) + 1]
+    wanted = (*COMPILED_MODULES[name], name)
     before = {module: sys.modules.get(module) for module in wanted}
     try:
         for module in wanted:

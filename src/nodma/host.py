@@ -14,7 +14,8 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,6 +35,7 @@ from nodma.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
 
+_TICK_SECONDS: Final = 1.0
 POLL_NS: Final = 1_000_000
 """How long a queue is polled after its last request, at most, with ``--poll``."""
 
@@ -156,7 +158,8 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: server.stop())
             _announce(options, device, listener.path)
-            server.run()
+            with _nothing_waits():
+                server.run()
         finally:
             server.close()
             listener.remove()
@@ -179,6 +182,22 @@ def _share(options: HostOptions) -> Share | None:
         return None
     keeper = RemoteKeeper(socket.socket(fileno=options.slot_fd))
     return Share(keeper, None if options.pool_owner == "self" else int(options.pool_owner))
+
+
+@contextmanager
+def _nothing_waits() -> Iterator[None]:
+    """Have a tick interrupt whatever system call waits in the main thread.
+
+    Python takes up again those that may wait. A write to an eventfd is none of them: a client that fills one and
+    has it block, behind our back, holds the device up until the next tick and no longer. The same signal interrupts
+    a queue's thread that such a write keeps from being paused.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _TICK_SECONDS, _TICK_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main(device_class: Callable[[], Device]) -> None:

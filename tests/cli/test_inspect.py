@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,9 +17,11 @@ from click.testing import CliRunner, Result
 from nodma.cli import cli
 from nodma.cli.inspect_socket import MAX_QUEUES, inspect_regions
 from nodma.errors import Disconnected, NodmaError, ProtocolError, Refused
+from nodma.function import PoolKeeper, Share
 from nodma.pci import ConfigSpace
 from nodma.spec.layout import Field
 from nodma.spec.pci import EXTENDED_CONFIG_SIZE
+from nodma.spec.profiles import DMB
 from nodma.spec.vfio_user import Region, RegionFlag
 from nodma.spec.virtio import DeviceType
 from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, VIRTIO_VENDOR, CfgType, CommonCfg, VirtioPciCfgCap
@@ -329,3 +332,24 @@ def test_config_region_too_small(watched: Watched) -> None:
     watched.config = watched.config[:16]
     with pytest.raises(ProtocolError, match="of 16 bytes"):
         inspect_regions(watched)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"profile": DMB}, ["VirtIO: SharedMemory", "id=219", "DMB region: the shared memory with id 219"]),
+        ({"share": "owner"}, ["Owner: self, and others may use it"]),
+        ({"share": 3}, ["Owner: function 3 of this device"]),
+    ],
+)
+def test_either_profile_and_shared_regions_are_shown_with_nothing_wrong(
+    make_served: Callable[..., Any], options: dict[str, Any], words: list[str]
+) -> None:
+    keeper = PoolKeeper(1 << 20)
+    if "share" in options:
+        options = {"share": Share(keeper, None if options["share"] == "owner" else options["share"])}
+    with make_served(**options).running() as served:
+        shown = run("-vv", served.path).output
+    keeper.close()
+    assert all(word in shown for word in words), shown
+    assert shown.endswith("Findings: none\n")

@@ -19,6 +19,9 @@ import pytest
 
 from nodma.driver import open_disk
 from nodma.evidence import ProcessView
+from nodma.spec.vfio_user import Irq, IrqSetFlag, Region
+from nodma.spec.virtio_pci import VIRTIO_VENDOR
+from nodma.vfio_user import Client
 
 NODMA = [sys.executable, "-m", "nodma"]
 
@@ -74,6 +77,22 @@ def test_json_says_the_same_and_counts_at_the_end(tmp_path: Path, image: Path) -
         end = json.loads(out)
         assert (end["event"], end["clients"], end["requests"]) == ("end", 1, 2)
         assert end["device"]["bytes_read"] == 4096
+
+
+def test_an_eventfd_that_its_client_has_block_does_not_stop_the_device(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image) as (process, _), Client.connect(path) as client:
+        eventfd = os.eventfd(0)
+        client.set_eventfds(Irq.MSIX, 0, [eventfd, eventfd])
+        os.set_blocking(eventfd, True)  # for whoever shares it: the device too
+        os.eventfd_write(eventfd, 2**64 - 2)
+        for _ in range(3):
+            client.act_on_irqs(Irq.MSIX, 0, 2, IrqSetFlag.ACTION_TRIGGER)
+        assert client.region_read(Region.CONFIG, 0, 2) == VIRTIO_VENDOR.to_bytes(2, "little")
+        os.close(eventfd)
+        process.terminate()
+        assert "made to block" in process.communicate(timeout=30)[1]
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -22,7 +22,12 @@ class Echo(Device):
     """Gives back what it gets, in capitals."""
 
     device_type = 40
-    queues = (Queue("echoes", size=16), Queue("broken", size=16), Queue("other", size=8, handler="echoes"))
+    queues = (
+        Queue("echoes", size=16),
+        Queue("broken", size=16),
+        Queue("other", size=8, handler="echoes"),
+        Queue("several", size=16, batch=True),
+    )
 
     class Config(Layout):
         times = le32(1, rw=True)
@@ -49,6 +54,11 @@ class Echo(Device):
     def echoes(self, request: Request) -> None:
         request.write(request.read().upper() * self.config.times)
 
+    def several(self, requests: list[Request]) -> None:
+        self.log.append(f"{len(requests)} at once")
+        for request in requests:
+            self.echoes(request)
+
     def broken(self, request: Request) -> None:
         raise KeyError("a bug")
 
@@ -56,8 +66,8 @@ class Echo(Device):
 class Bench:
     """The function, and a ring on each of its queues."""
 
-    def __init__(self, registers: type[Any]) -> None:
-        self.function = PciFunction(Echo(), pool=POOL)
+    def __init__(self, registers: type[Any], **options: Any) -> None:
+        self.function = PciFunction(Echo(), pool=POOL, **options)
         self.device = self.function.device
         self.registers = registers(self.function)
         self.registers.place()
@@ -91,6 +101,35 @@ def test_a_request_is_handled_and_given_back(bench: Bench) -> None:
     assert bench.ask(0, b"hello", 100) == b"HELLO"
     assert bench.ask(2, b"hello", 3) == b"HEL"
     assert bench.function.core.requests == 2
+
+
+def test_a_queue_may_take_its_requests_by_the_batch(bench: Bench) -> None:
+    ring = bench.rings[3]
+    bench.function.window.view(0x8000, 3)[:] = b"abc"
+    for place in range(3):
+        ring.add([(0x8000 + place, 1)], [(0x9000 + place, 1)], place)
+    ring.publish()
+    bench.registers.notify(3)
+    while bench.function.service():
+        pass
+    assert ring.reap(4) == [(0, 1), (1, 1), (2, 1)]
+    assert bytes(bench.function.window.view(0x9000, 3)) == b"ABC"
+    assert bench.device.log == ["start", "3 at once"]  # type: ignore[attr-defined]
+
+
+def test_a_polled_queue_needs_no_notification_until_it_was_idle(registers: type[Any]) -> None:
+    bench = Bench(registers, poll_ns=10**12)
+    assert bench.function.service()  # it may be idle, and is looked at all the same
+    bench.function.window.view(0x8000, 2)[:] = b"ab"
+    bench.rings[0].add([(0x8000, 2)], [(0x9000, 2)], "x")
+    bench.rings[0].publish()
+    assert bench.function.service()
+    assert bench.rings[0].reap(1) == [("x", 2)]
+    assert bench.function.core.counters.notifications == 0
+    bench.function.core._poll_ns = 0
+    while bench.function.service():
+        pass
+    bench.function.close()
 
 
 def test_the_driver_reads_and_writes_the_configuration(bench: Bench) -> None:

@@ -106,6 +106,21 @@ def test_intx_is_silent_when_disabled_or_when_msix_is_on(wired: Wired) -> None:
     assert wired.take(-1) == 0
 
 
+def test_an_eventfd_that_was_made_to_block_is_let_go(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(fd: int, value: int) -> None:
+        raise InterruptedError
+
+    wired.interrupts.set_msix(on=True, function_mask=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "eventfd_write", interrupted)
+        wired.interrupts.raise_vector(1)
+        wired.interrupts.trigger_intx()
+    for vector in range(3):
+        wired.interrupts.raise_vector(vector)
+    wired.interrupts.trigger_intx()
+    assert [wired.take(n) for n in (0, 1, 2, -1)] == [1, 0, 1, 0]
+
+
 def test_an_eventfd_that_is_none_does_no_harm(wired: Wired) -> None:
     read_end, write_end = os.pipe()
     os.close(write_end)

@@ -211,13 +211,14 @@ def test_windows_come_and_go_without_a_descriptor_left(
 ) -> None:
     owner = SharedWindow(remote, POOL, owner=True)
     sharer = SharedWindow(keeper, POOL, owner=False)
+    remote.lend(keeper.generation)  # what was asked before is answered, and closed
     before = count_descriptors()
     for _ in range(5):
         owner.renew()
         assert sharer.stale
         assert sharer.refresh()
         assert not sharer.stale
-    remote.lend(keeper.generation)  # what was asked before is answered, and closed
+    remote.lend(keeper.generation)
     assert count_descriptors() == before
     owner.close()
     sharer.close()

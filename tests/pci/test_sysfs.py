@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nodma.errors import UsageError
 from nodma.pci import ConfigSpace
 from nodma.pci.probe import read_config
-from nodma.pci.sysfs import full_address, read_function
+from nodma.pci.sysfs import device_and_function, full_address, read_function, slot_address
 from nodma.spec.layout import Layout
 from nodma.spec.pci import CONFIG_SIZE, EXTENDED_CONFIG_SIZE, CapId, PciStatus, Type0Header
 from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, VIRTIO_VENDOR, CfgType, VirtioPciCfgCap
@@ -131,3 +131,18 @@ def test_any_bytes_are_read(raw: bytes, virtio: bool) -> None:
         raw = bytes(changed)
     _, data = watched(raw)
     assert len(data) <= len(raw) + VirtioPciCfgCap.pci_cfg_data.size
+
+
+@pytest.mark.parametrize(
+    ("text", "slot"),
+    [("00:05", "0000:00:05"), ("0001:0a:1f", "0001:0a:1f"), ("00:05.0", None), ("5", None), ("00:05\n", None)],
+)
+def test_the_address_of_a_slot(text: str, slot: str | None) -> None:
+    assert slot_address(text) == slot
+
+
+def test_device_and_function_of_an_address() -> None:
+    assert device_and_function("0000:03:1f.6") == (0x1F, 6)
+    for text in ("03:1f.6", "0000:03:1f.8", "nonsense"):
+        with pytest.raises(UsageError, match="no PCI address with its domain"):
+            device_and_function(text)

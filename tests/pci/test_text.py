@@ -76,7 +76,7 @@ FULL_TAIL = """\
 \t\tBAR=0 offset=00000000 size=00000000
 \tCapabilities: [a4] VirtIO: SWIOTLB
 \t\tBAR=2 offset=00000000 size=01000000
-\t\tOwner: self
+\t\tOwner: self, and others may use it
 \tCapabilities: [b8] VirtIO: VendorData
 \t\tVendor=1234 length=12
 \t\tData: de ad be ef 00 01

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import array
+import importlib
 import json
 import socket
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from nodma import builds
 from nodma.spec.vfio_user import Cmd, Header, MsgFlag, Version
+from nodma.vfio_user.connection import Connection
 
 TYPE_REPLY = 1
 
@@ -98,3 +102,27 @@ def client(connect: Callable[[], Raw]) -> Raw:
     raw = connect()
     raw.hello()
     return raw
+
+
+@pytest.fixture(params=["interpreted", "compiled"])
+def stream(request: pytest.FixtureRequest) -> ModuleType:
+    """The connection's module: interpreted, or compiled if it was built."""
+    name = "nodma.vfio_user.stream"
+    if request.param == "interpreted":
+        return builds.load_interpreted(name)
+    module = importlib.import_module(name)
+    if not builds.is_compiled(module):
+        pytest.skip("the connection was not compiled here: there is no C compiler")
+    return module
+
+
+@pytest.fixture
+def pair(stream: ModuleType, count_descriptors: Callable[[], int]) -> Iterator[tuple[Connection, socket.socket]]:
+    """A connection, and its client's end."""
+    before = count_descriptors()
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    connection = stream.Connection(ours)
+    yield connection, theirs
+    connection.close()
+    theirs.close()
+    assert count_descriptors() == before

@@ -241,6 +241,32 @@ def test_a_client_that_reads_late_gets_every_reply(stepped: Stepped) -> None:
     stepped.settle()
 
 
+def test_a_running_server_takes_messages_of_any_kind(served: Any) -> None:
+    """As it does in life, where it stays with a client that speaks."""
+    source = random.Random(11)
+    for _ in range(40):
+        stream = HELLO
+        for serial in range(source.randrange(60)):
+            size = source.choice([15, 16, 32, 32, 32, 36, 36, 40, 48, 1 << 20])
+            flags = source.choice([0, 0, 0, 0, 16, 1, 2])
+            stream += Header.codec.pack(serial, source.choice([9, 9, 10, 10, 13, 5, 8, 77]), size, flags, 0)
+            stream += RegionAccess.codec.pack(source.choice([0, 8, 2**63]), source.choice([0, 2, 7, 9]), size & 15)
+            stream += source.randbytes(source.randrange(9) if source.random() < 0.3 else max(0, size - 32) & 31)
+        with served.connect() as sock, suppress(BrokenPipeError, ConnectionResetError):
+            sock.settimeout(None)
+            at = 0
+            while at < len(stream):
+                at += sock.send(stream[at : at + source.randrange(1, 200)])
+                with suppress(BlockingIOError):
+                    sock.recv(1 << 16, socket.MSG_DONTWAIT)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
+    with served.connect() as sock:
+        sock.sendall(HELLO)
+        assert sock.recv(1000)[8] == 1  # a reply
+
+
 def test_random_bytes_as_messages(stepped: Stepped) -> None:
     source = random.Random(4)
     for _ in range(200):

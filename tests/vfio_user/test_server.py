@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from nodma.spec.vfio_user import (
     MultiWrite,
     RegionAccess,
     RegionInfo,
+    RegionIoFds,
     Version,
     WriteMulti,
 )
@@ -332,7 +336,7 @@ def test_unknown_commands_are_refused(client: Any, command: int) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [Cmd.DEVICE_GET_REGION_IO_FDS, Cmd.DEVICE_FEATURE, Cmd.DMA_READ, Cmd.DMA_WRITE, Cmd.MIG_DATA_READ],
+    [Cmd.DEVICE_FEATURE, Cmd.DMA_READ, Cmd.DMA_WRITE, Cmd.MIG_DATA_READ],
 )
 def test_commands_that_are_not_supported_say_so(client: Any, command: Cmd) -> None:
     assert client.call(command, bytes(32))[0] == ENOTSUP
@@ -346,6 +350,70 @@ def test_replies_to_nothing_are_ignored_and_strange_types_refused(client: Any) -
     assert (flags, error) == (0x21, EINVAL)
 
 
+# Register accesses by eventfd
+
+
+def io_fds(index: int, argsz: int = 4096, flags: int = 0) -> bytes:
+    return RegionIoFds.codec.pack(argsz, flags, index, 0)
+
+
+@pytest.fixture
+def notified(served: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Eventfds of BAR 0: three queues, of which the last two share one."""
+    eventfds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(20)]
+    parts = [(0x3000, 2, eventfds[0]), (0x3004, 2, eventfds[1]), (0x3008, 2, eventfds[1])]
+    found = {0: parts, 2: [(4 * place, 0, fd) for place, fd in enumerate(eventfds)]}
+    monkeypatch.setattr(served.function, "notifiers", lambda region: found.get(region, ()))
+    yield eventfds
+    for fd in eventfds:
+        os.close(fd)
+
+
+def test_a_region_without_eventfds_says_so(client: Any) -> None:
+    for index in range(1, 9):
+        answer = client.call(Cmd.DEVICE_GET_REGION_IO_FDS, io_fds(index))
+        assert answer == (0, RegionIoFds.codec.pack(16, 0, index, 0), [])
+
+
+def test_eventfds_of_a_region_are_handed_out(client: Any, notified: list[int]) -> None:
+    error, body, fds = client.call(Cmd.DEVICE_GET_REGION_IO_FDS, io_fds(0, 16 + 3 * 40))
+    assert (error, body[:16]) == (0, struct.pack("<4I", 16 + 3 * 40, 0, 0, 3))
+    assert body[16:] == b"".join(
+        struct.pack("<QQIIIIQ", offset, 2, place, 0, 0, 0, 0)
+        for offset, place in ((0x3000, 0), (0x3004, 1), (0x3008, 1))
+    )
+    assert len(fds) == 2
+    for theirs, ours in zip(fds, notified, strict=False):
+        os.eventfd_write(theirs, 1)
+        assert os.eventfd_read(ours) == 1
+        os.close(theirs)
+
+
+def test_what_does_not_fit_the_client_is_told_and_not_sent(client: Any, notified: list[int]) -> None:
+    for argsz in (16, 16 + 3 * 40 - 1):
+        answer = client.call(Cmd.DEVICE_GET_REGION_IO_FDS, io_fds(0, argsz))
+        assert answer == (0, struct.pack("<4I", 16 + 3 * 40, 0, 0, 3), [])
+
+
+@pytest.mark.parametrize(("named", "most"), [(0, 0), (1, 1), (5, 5), (100, 16)])
+def test_no_more_eventfds_than_a_message_carries(connect: Any, notified: list[int], named: int, most: int) -> None:
+    raw = connect()
+    raw.hello({"max_msg_fds": named})
+    error, body, fds = raw.call(Cmd.DEVICE_GET_REGION_IO_FDS, io_fds(2))
+    assert (error, RegionIoFds.codec.unpack_from(body)[3], len(fds)) == (0, most, most)
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", io_fds(0)[:15], io_fds(0, argsz=15), io_fds(9), io_fds(2**32 - 1), io_fds(0, flags=1)],
+    ids=range(6),
+)
+def test_bad_questions_for_eventfds_are_refused(client: Any, notified: list[int], payload: bytes) -> None:
+    assert client.call(Cmd.DEVICE_GET_REGION_IO_FDS, payload) == (EINVAL, b"", [])
+
+
 # Clients come and go
 
 
@@ -353,6 +421,32 @@ def test_a_second_client_is_turned_away_and_the_first_goes_on(client: Any, conne
     second = connect()
     assert second.ended()
     assert client.call(Cmd.DEVICE_RESET)[0] == 0
+
+
+def test_a_client_that_never_pauses_keeps_nobody_else_waiting(client: Any, connect: Any, served: Any) -> None:
+    second = connect()
+    second.sock.setblocking(False)
+    turned_away = False
+    while not turned_away:
+        assert client.call(Cmd.REGION_READ, access(2, 0, 4))[0] == 0
+        with suppress(BlockingIOError):
+            turned_away = second.sock.recv(1) == b""
+    assert served.server.clients == 1
+
+
+def test_a_server_stops_while_a_client_speaks(client: Any, served: Any) -> None:
+    def speak() -> None:
+        try:
+            while True:
+                client.call(Cmd.REGION_READ, access(2, 0, 4))
+        except (EOFError, OSError):
+            pass
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    served.server.stop()
+    speaker.join(timeout=30)
+    assert not speaker.is_alive()
 
 
 def test_the_next_client_gets_a_fresh_window_and_a_reset_device(

@@ -17,7 +17,8 @@ _COMMANDS: Final = {
     "demo": "Show a disk that cannot touch guest memory at work.",
     "guest": "Boot real guests with devices that cannot touch their memory.",
     "inspect": "Decode a PCI function, and say what breaks which clause.",
-    "serve": "Serve a device on a socket.",
+    "serve": "Serve a device on a socket, or the functions of a slot.",
+    "size": "Say how large the pool of a set of devices must be.",
 }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from nodma.cli.guest_show import make_bar, make_console, show_findings, show_kit, show_proof
+from nodma.cli.console import make_console
+from nodma.cli.guest_show import make_bar, show_findings, show_kit, show_proof
 from nodma.errors import GuestError, NodmaError, UsageError
 from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools
 from nodma.guest.accelerator import ACCELERATORS, choose

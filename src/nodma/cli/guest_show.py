@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
-from typing import Final
 
 import click
 from rich.console import Console
@@ -18,15 +17,6 @@ from nodma.guest.job import PROGRAMS
 from nodma.guest.kit import short_name
 from nodma.guest.prove import Proof
 from nodma.sizes import show_size
-
-_WIDTH: Final = 100
-"""Columns to fill where there is no terminal to ask."""
-
-
-def make_console() -> Console:
-    """Give a console as wide as the terminal, or as a page where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
 def make_bar(console: Console, *, hidden: bool) -> Progress:

@@ -15,7 +15,7 @@ cdef class BlockPath(QueuePath):
     cdef int _fd
     cdef int _buffered_fd
     cdef unsigned long long _sectors
-    cdef unsigned long long _most
+    cdef long long _most
     cdef bint _read_only
     cdef bint _cached
     cdef public bint durable
@@ -54,10 +54,11 @@ cdef class BlockPath(QueuePath):
     @cython.locals(found="unsigned int", number="long long")
     cdef unsigned int collect(self) noexcept nogil
     @cython.locals(
-        offsets="unsigned long long[::1]", lengths="unsigned int[::1]", begins="unsigned int[::1]",
-        readable="unsigned int[::1]", heads="unsigned short[::1]", end="unsigned int", number="unsigned int",
-        begin="unsigned int", head="unsigned int", middle="unsigned int", status="unsigned long long",
-        stop="unsigned int", data="unsigned int", word="unsigned long long", sector="unsigned long long",
+        memory="unsigned char[::1]", offsets="unsigned long long[::1]", lengths="unsigned int[::1]",
+        begins="unsigned int[::1]", readable="unsigned int[::1]", heads="unsigned short[::1]", end="unsigned int",
+        number="unsigned int", begin="unsigned int", head="unsigned int", middle="unsigned int", last="unsigned int",
+        left="unsigned int", status="unsigned long long", stop="unsigned int", word="unsigned long long",
+        sector="unsigned long long", kind="unsigned int", result="unsigned int", written="unsigned int",
     )
     cdef void handle(self, unsigned int count) noexcept nogil
     @cython.locals(
@@ -65,19 +66,12 @@ cdef class BlockPath(QueuePath):
     )
     cdef bint _gather(self, unsigned int begin, unsigned int middle) noexcept nogil
     @cython.locals(
-        offsets="unsigned long long[::1]", lengths="unsigned int[::1]", length="unsigned long long", result="unsigned int", written="unsigned int",
-        first="unsigned int", last="unsigned int", part="unsigned int", count="unsigned long long",
+        offsets="unsigned long long[::1]", lengths="unsigned int[::1]", length="long long", part="unsigned int",
+        count="unsigned long long", at="long long", done="long long", result="unsigned int",
     )
-    cdef void _begin(
+    cdef void _move(
         self, unsigned int kind, unsigned int head, unsigned long long sector, unsigned long long status,
-        unsigned int data, unsigned int middle, unsigned int stop,
-    ) noexcept nogil
-    @cython.locals(
-        offsets="unsigned long long[::1]", lengths="unsigned int[::1]", count="unsigned int", at="long long",
-        done="long long",
-    )
-    cdef bint _quick(
-        self, unsigned int kind, unsigned long long sector, long long length, unsigned int first, unsigned int last,
+        unsigned int first, unsigned int last,
     ) noexcept nogil
     @cython.locals(fd=int, flags=int, done="long long")
     cdef unsigned int _transfer(

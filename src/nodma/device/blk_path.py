@@ -186,6 +186,7 @@ class BlockPath(QueuePath):
 
     def handle(self, count: int) -> None:
         """Do each request of the batch, or leave it to a helper."""
+        memory = self._memory
         offsets = self.batch.offsets
         lengths = self.batch.lengths
         begins = self.batch.begins
@@ -197,24 +198,37 @@ class BlockPath(QueuePath):
             end = begins[number + 1]
             head = heads[number]
             middle = begin + readable[number]
-            if middle == end or not lengths[end - 1]:  # nowhere to put a status: all the driver gets is the chain back
+            last = end - 1
+            if middle == end or not lengths[last]:  # nowhere to put a status: all the driver gets is the chain back
                 self.errors += 1
                 self.ring.give(head, 0)
                 continue
             # The last byte is the status, wherever the driver's parts begin and end (2.7.4).
-            lengths[end - 1] -= 1
-            status = offsets[end - 1] + lengths[end - 1]
-            stop = end if lengths[end - 1] else end - 1
+            left = lengths[last] - 1
+            lengths[last] = left
+            status = offsets[last] + left
+            stop = end if left else last
             if begin < middle and lengths[begin] == _HEADER_BYTES:  # as it nearly always is
-                word, sector = shared.load_pair(self._memory, offsets[begin])
-                data = begin + 1
+                word, sector = shared.load_pair(memory, offsets[begin])
+                begin += 1
             elif self._gather(begin, middle):
                 word, sector = shared.load_pair(self._header, 0)
-                data = begin
             else:
                 self._end(_IN, head, status, _IOERR, 0, 0)
                 continue
-            self._begin(word & _KIND_MASK, head, sector, status, data, middle, stop)
+            kind = word & _KIND_MASK
+            if kind == _IN:
+                self._move(_IN, head, sector, status, middle, stop)
+            elif kind == _OUT:
+                self._move(_OUT, head, sector, status, begin, middle)
+            elif not self._leave(kind, head, sector, 0, status, begin, middle - begin, stop):
+                if kind == _FLUSH:
+                    self._end(kind, head, status, self._sync(), 0, 0)
+                else:
+                    result, written = self._do_special(
+                        kind, head, offsets, lengths, begin, middle - begin, stop - begin
+                    )
+                    self._end(kind, head, status, result, 0, written)
 
     def _gather(self, begin: int, middle: int) -> bool:
         """Take the header off the front of the readable parts, however they are cut; False if they are too short."""
@@ -231,60 +245,42 @@ class BlockPath(QueuePath):
             lengths[part] -= 1
         return True
 
-    def _begin(self, kind: int, head: int, sector: int, status: int, data: int, middle: int, stop: int) -> None:
-        """Do a request, or leave it to a helper. Its readable parts begin at ``data``, the others at ``middle``."""
+    def _move(self, kind: int, head: int, sector: int, status: int, first: int, last: int) -> None:
+        """Read or write the parts ``first`` to ``last``: at once, if no disk has to be waited for."""
         offsets = self.batch.offsets
         lengths = self.batch.lengths
         length = 0
-        result = _IOERR
-        written = 0
-        if kind in (_IN, _OUT):
-            first = middle if kind == _IN else data
-            last = stop if kind == _IN else middle
-            if last - first == 1:
-                length = lengths[first]
-            else:
-                for part in range(first, last):
-                    length += lengths[part]
-            count = length // _SECTOR
-            if (
-                0 < length <= self._most  # as long as a request may be,
-                and not length % _SECTOR  # in whole sectors,
-                and count <= self._sectors  # on the disk,
-                and sector <= self._sectors - count
-                and (kind == _IN or not self._read_only)  # that may be written, if it is to be
-            ):
-                if self._quick(kind, sector, length, first, last):
-                    result = _OK
-                elif self._leave(kind, head, sector, length, status, first, 0, last):
-                    return
-                else:
-                    result = self._transfer(kind, offsets, lengths, first, last - first, sector * _SECTOR, length)
-        elif self._leave(kind, head, sector, length, status, data, middle - data, stop):
-            return
-        elif kind == _FLUSH:
-            result = self._sync()
+        if last - first == 1:
+            length = lengths[first]
         else:
-            result, written = self._do_special(kind, head, offsets, lengths, data, middle - data, stop - data)
-        self._end(kind, head, status, result, length, written)
-
-    def _quick(self, kind: int, sector: int, length: int, first: int, last: int) -> bool:
-        """Try to do all of a read or write without waiting for a disk; False if it was not, or not all, done."""
-        if not self._cached:
-            return False
-        offsets = self.batch.offsets
-        lengths = self.batch.lengths
-        count = last - first
+            for part in range(first, last):
+                length += lengths[part]
+        count = length // _SECTOR
+        if (
+            not 0 < length <= self._most  # as long as a request may be,
+            or length % _SECTOR  # in whole sectors,
+            or count > self._sectors  # on the disk,
+            or sector > self._sectors - count
+            or (kind == _OUT and self._read_only)  # which may be written, if it is to be
+        ):
+            self._end(kind, head, status, _IOERR, 0, 0)
+            return
         at = sector * _SECTOR
-        if kind == _IN:
-            done = system.read(self._fd, self._memory, offsets, lengths, first, count, at, self._nowait)
+        done = 0
+        if not self._cached:
+            pass
+        elif kind == _IN:
+            done = system.read(self._fd, self._memory, offsets, lengths, first, last - first, at, self._nowait)
             if done == -system.EOPNOTSUPP and self._nowait:  # a file system that never waits, as tmpfs
                 self._nowait = 0
-                done = system.read(self._fd, self._memory, offsets, lengths, first, count, at, 0)
-            return done == length
-        if self.durable or (self._helped and (at | length) % _PAGE):  # part of a page may have to be read first
-            return False
-        return system.write(self._fd, self._memory, offsets, lengths, first, count, at, 0) == length
+                done = system.read(self._fd, self._memory, offsets, lengths, first, last - first, at, 0)
+        elif not self.durable and not (self._helped and (at | length) % _PAGE):  # part of a page may have to be read
+            done = system.write(self._fd, self._memory, offsets, lengths, first, last - first, at, 0)
+        if done == length:
+            self._end(kind, head, status, _OK, length, 0)
+        elif not self._leave(kind, head, sector, length, status, first, 0, last):
+            result = self._transfer(kind, offsets, lengths, first, last - first, at, length)
+            self._end(kind, head, status, result, length, 0)
 
     def _transfer(
         self, kind: int, offsets: list[int], lengths: list[int], first: int, count: int, at: int, left: int

@@ -14,7 +14,7 @@ from nodma.pci import ConfigSpace, VirtioCapability, audit
 from nodma.ring import DriverRing, RingLayout
 from nodma.spec.dmb import SHM_ID_MASK, DmbCommonCfg
 from nodma.spec.layout import Field, Layout
-from nodma.spec.profiles import PROFILES, Profile
+from nodma.spec.profiles import PREFERENCE, Profile
 from nodma.spec.virtio import DESC_ALIGN, Descriptor, Feature, Status
 from nodma.spec.virtio_pci import NO_VECTOR, VIRTIO_VENDOR, CfgType, CommonCfg, SharedSwiotlbCap
 from nodma.window import BouncePool, Window
@@ -36,7 +36,7 @@ class VirtioPci:
     """
 
     def __init__(self, bus: PciBus, profile: Profile | None = None) -> None:
-        """Probe. Owns ``bus`` from here on. Without a ``profile``, the first one that the device presents is taken.
+        """Probe. Owns ``bus`` from here on. Without a ``profile``, the one preferred of those that the device presents.
 
         Raises ProbeError if this is no virtio device with the profile's region, or one whose capabilities
         claim what is not so: they are checked before anything is believed.
@@ -55,7 +55,7 @@ class VirtioPci:
             self._notify = self._require(CfgType.NOTIFY)
             self.reset()
             self.offered = self._features()
-            self.profile, self.region = self._choose(PROFILES.values() if profile is None else (profile,))
+            self.profile, self.region = self._choose(PREFERENCE if profile is None else (profile,))
             self.place = locate(bus, self.space, self.region)
             self._settle_in()
         except BaseException:

@@ -7,7 +7,7 @@ access to it takes a message.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,7 +97,7 @@ class PciFunction:
         self._present(profile, share)
         self._readers: dict[int, Callable[[int, int], bytes]] = {
             REGISTER_BAR: self._read_registers,
-            WINDOW_BAR: lambda offset, count: bytes(self.window.view(offset, count)),
+            WINDOW_BAR: self._read_window,
             Region.CONFIG: self._read_config,
         }
         self._writers: dict[int, Callable[[int, bytes], None]] = {
@@ -119,6 +119,7 @@ class PciFunction:
             self.regions[Region(WINDOW_BAR)] = RegionSpec(self.pool, mappable=True)
         self._config = ConfigSpace(make_header(self.device), bars, capabilities)
         self.regions[Region.CONFIG] = RegionSpec(len(self._config.data))
+        self._sizes = {region: spec.size for region, spec in self.regions.items()}
         offsets = dict(zip((type(cap) for cap in capabilities), self._config.at, strict=True))
         self._msix_at = offsets[MsixCapability]
         self._express_at = offsets[ExpressCapability]
@@ -131,23 +132,32 @@ class PciFunction:
 
     def read(self, region: int, offset: int, count: int) -> bytes:
         """Read from a region. Raises UsageError if there is no such region, or the bytes lie outside it."""
-        self._check(region, offset, count)
+        if not 0 <= offset <= offset + count <= self._sizes.get(region, -1):
+            raise self._outside(region, offset, count)
         return self._readers[region](offset, count)
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         """Write to a region. Raises UsageError as :meth:`read` does."""
-        self._check(region, offset, len(data))
+        if not 0 <= offset <= offset + len(data) <= self._sizes.get(region, -1):
+            raise self._outside(region, offset, len(data))
         if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(AREA - 1) == NOTIFY_AREA):
             self._writers[region](offset, data)
             return
         with self.core.quiet():
             self._writers[region](offset, data)
 
-    def _check(self, region: int, offset: int, count: int) -> None:
-        spec = self.regions.get(region)
-        if spec is None or offset < 0 or count < 0 or offset + count > spec.size:
-            size = spec.size if spec else 0
-            raise UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
+    def _outside(self, region: int, offset: int, count: int) -> UsageError:
+        size = self._sizes.get(region, 0)
+        return UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
+
+    def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
+        """Give the parts of a region that may be written to by eventfd: the doorbells of queues that have threads."""
+        if region != REGISTER_BAR:
+            return ()
+        return [
+            (NOTIFY_AREA + NOTIFY_MULTIPLIER * index, NOTIFY_MULTIPLIER, fd)
+            for index, fd in enumerate(self.core.doorbells)
+        ]
 
     @property
     def attention(self) -> int:
@@ -247,8 +257,11 @@ class PciFunction:
             if room > 0:
                 self.interrupts.write_table(offset - TABLE_AREA, data[:room])
 
+    def _read_window(self, offset: int, count: int) -> bytes:
+        return self.core.window.view(offset, count).tobytes()
+
     def _write_window(self, offset: int, data: bytes) -> None:
-        self.window.view(offset, len(data))[:] = data
+        self.core.window.view(offset, len(data))[:] = data
 
     # Configuration space
 

@@ -3,16 +3,22 @@
 The VMM gives an eventfd for each vector. With QEMU the MSI-X table stays on its side; a client that does
 write the table through the register BAR finds it working as well: assigning an eventfd unmasks the
 vector, a later write of its vector control decides.
+
+Signalling must not block, and eventfds come non-blocking (``nodma.vfio_user``). But the VMM shares them: it can
+fill one and have it block again. A write that then waits is interrupted by the tick of :mod:`nodma.host`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from nodma.spec.pci import MSIX_VECTOR_MASKED, MsixEntry
+
+log = logging.getLogger(__name__)
 
 _PBA_WORD: Final = 8
 
@@ -158,5 +164,14 @@ class Interrupts:
             try:
                 os.eventfd_write(fd, 1)
                 self.delivered += 1
+            except InterruptedError:
+                log.warning("an eventfd was full, and made to block: it is not signalled any more")
+                self._unwire(fd)
             except OSError:  # full, or no eventfd at all: whoever gave it loses the signal, not we
                 pass
+
+    def _unwire(self, fd: int) -> None:
+        self._eventfds = [-1 if wired == fd else wired for wired in self._eventfds]
+        if self._intx_fd == fd:
+            self._intx_fd = -1
+        os.close(fd)

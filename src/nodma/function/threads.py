@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from typing import Final
 
@@ -17,6 +18,7 @@ from nodma.ring import FAULT, QueuePath, serve_path, work_path
 
 log = logging.getLogger(__name__)
 
+_PATIENCE_SECONDS: Final = 1.0
 HELPERS: Final = 4
 """Threads of a queue that wait for the disk."""
 
@@ -67,8 +69,15 @@ class QueueThread:
         if self._runs:
             self.path.pause()
             self.notify()
-            self._parked.acquire()
+            while not self._parked.acquire(timeout=_PATIENCE_SECONDS):
+                self._interrupt()
             self._runs = False
+
+    def _interrupt(self) -> None:
+        """End a system call that keeps it: the write to an eventfd that was filled, and made to block."""
+        number = signal.SIGALRM
+        if callable(signal.getsignal(number)):  # else it would end the process
+            signal.pthread_kill(self._threads[0].ident or 0, number)
 
     def explain(self) -> BadRing:
         """Say why it ended."""

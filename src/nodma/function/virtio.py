@@ -40,6 +40,8 @@ class VirtQueue:
     desc: int = 0
     driver: int = 0
     device: int = 0
+    polled: tuple[int, int] = (0, 0)
+    """Without a thread, when polling: requests taken so far, and when (ns) the last of them was."""
     path: Path | None = None
     thread: QueueThread | None = None
 
@@ -50,6 +52,7 @@ class VirtQueue:
         """Forget it all."""
         self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
         self.desc = self.driver = self.device = 0
+        self.polled = 0, 0
         if self.thread is not None:
             self.thread.close()
             self.thread = None
@@ -115,6 +118,7 @@ class VirtioCore:
         """Called before a queue is enabled; says why it cannot be, if so."""
         self._reach: Reach | None = None
         self._active: list[VirtQueue] = []
+        self._threaded: list[VirtQueue] = []
         self._quiet = 0
         self._poll_ns = poll_ns
         self.attention = -1
@@ -155,6 +159,7 @@ class VirtioCore:
                 self.counters.requests += queue.path.requests
                 self.counters.interrupts += queue.path.interrupts
             queue.reset()
+        self._threaded.clear()
         if had:
             self.counters.resets += 1
             self.device.reset()
@@ -241,6 +246,7 @@ class VirtioCore:
         if self.doorbells and isinstance(path, QueuePath):
             doorbell = self.doorbells[self.queues.index(queue)]
             queue.thread = QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=self._poll_ns)
+            self._threaded.append(queue)
         queue.enabled = True
         self._wake(queue)
 
@@ -266,6 +272,7 @@ class VirtioCore:
             queue.thread.notify()
         elif queue.path is not None and queue not in self._active:
             queue.path.disarm()
+            queue.polled = queue.path.requests, time.monotonic_ns()
             self._active.append(queue)
 
     def _wake_all(self) -> None:
@@ -279,7 +286,7 @@ class VirtioCore:
         """Keep the queues' threads still while something is changed that they look at."""
         self._quiet += 1
         try:
-            for queue in self.queues:
+            for queue in self._threaded:
                 self._pause(queue)
             yield
         finally:
@@ -295,7 +302,7 @@ class VirtioCore:
         """Let the threads go on, if nothing speaks against it."""
         if self._quiet or not self.running:
             return
-        for queue in self.queues:
+        for queue in self._threaded:
             if queue.thread is not None:
                 queue.thread.path.signal_fd = self.interrupts.direct(queue.vector)
                 queue.thread.resume()
@@ -304,7 +311,7 @@ class VirtioCore:
         """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
         if self.attention >= 0:
             self._attend()
-        if not self.running:
+        if not self._active or not self.running:
             return False
         for queue in tuple(self._active):
             if not self._serve(queue) and queue in self._active:
@@ -315,24 +322,18 @@ class VirtioCore:
         """Handle the requests that are there, for so many seconds at most."""
         end = time.monotonic() + seconds
         with self.quiet():
-            for queue in self.queues:
-                if queue.thread is not None and self.running:
-                    self._active.append(queue)
+            if self.running:
+                self._active += self._threaded
             while self.service() and time.monotonic() < end:
                 pass
-            for queue in self.queues:
-                if queue.thread is not None:
-                    queue.thread.path.drain()
+            for queue in self._threaded:
+                assert queue.thread
+                queue.thread.path.drain()
 
     def _attend(self) -> None:
-        """Do what the queues' threads cannot do themselves."""
-        try:
-            os.eventfd_read(self.attention)
-        except BlockingIOError:
-            return
-        for queue in self.queues:
-            if queue.thread is None:
-                continue
+        """Do what the queues' threads cannot do themselves. Most often there is nothing, and that is soon seen."""
+        for queue in self._threaded:
+            assert queue.thread
             self._deliver(queue, queue.thread.path)
             if queue.thread.ended and not self.status & Status.DEVICE_NEEDS_RESET:
                 self._caught(queue, queue.thread.explain())
@@ -351,7 +352,16 @@ class VirtioCore:
         if state == FAULT:
             self._caught(queue, path.explain())
             return False
-        return state == BUSY or path.arm()
+        return state == BUSY or self._polls(queue, path) or path.arm()
+
+    def _polls(self, queue: VirtQueue, path: Path) -> bool:
+        """Whether to look at a queue that has no request now, because the last one is not long ago."""
+        if not self._poll_ns:
+            return False
+        now = time.monotonic_ns()
+        if path.requests != queue.polled[0]:
+            queue.polled = path.requests, now
+        return now - queue.polled[1] < self._poll_ns
 
     def _deliver(self, queue: VirtQueue, path: Path) -> None:
         """Give the interrupt that a path wants."""
@@ -372,7 +382,7 @@ class VirtioCore:
         log.warning("DEVICE_NEEDS_RESET: %s", reason)
         self.counters.needs_reset += 1
         self._active.clear()
-        for queue in self.queues:
+        for queue in self._threaded:
             self._pause(queue)
         self.status |= Status.DEVICE_NEEDS_RESET
         if self.status & Status.DRIVER_OK:

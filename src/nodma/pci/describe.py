@@ -189,7 +189,9 @@ def _place(cap: VirtioCapability) -> str:
 
 def _owner(cap: VirtioCapability) -> str:
     device, function = cap.owner
-    return "self" if cap.owner == (SELF, SELF) else f"device={device:02x} function={function:x}"
+    if cap.owner == (SELF, SELF):
+        return "self, and others may use it"
+    return f"function {function} of this device" if device == SELF else f"device={device:02x} function={function:x}"
 
 
 def _vendor_data(cap: VirtioPciVendorCap) -> Iterator[str]:

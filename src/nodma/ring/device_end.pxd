@@ -88,6 +88,7 @@ cdef class DeviceRing:
     @cython.locals(used="unsigned short", before="unsigned short", event="unsigned short")
     cpdef bint publish(self) noexcept nogil
 
+    cpdef unsigned int available(self) noexcept nogil
     cpdef bint pending(self) noexcept nogil
     cpdef bint arm(self) noexcept nogil
     cpdef void disarm(self) noexcept nogil

@@ -202,6 +202,10 @@ class DeviceRing:
         """Tell whether the driver made something available that was not taken."""
         return shared.load_acquire(self._avail, 1) != self._seen
 
+    def available(self) -> int:
+        """Give how many chains the driver made available that were not taken, if it is to be believed."""
+        return (shared.load_acquire(self._avail, 1) - self._seen) & 0xFFFF
+
     def take(self, batch: Batch, most: int) -> int:
         """Walk up to ``most`` chains that the driver made available into ``batch``; give how many.
 

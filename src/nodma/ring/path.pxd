@@ -7,9 +7,9 @@ cimport nodma.ring.system as system
 from nodma.ring.device_end cimport Batch, DeviceRing
 
 cdef int _IDLE, _BUSY, _FAULT, _PAUSED
-cdef unsigned int _BATCH, _TURNS, _LOOKS
+cdef unsigned int _BATCH, _LARGE_BATCH, _TURNS, _LOOKS
 cdef int _FOREVER
-cdef long long _SHRINK
+cdef long long _ALONE_NS, _SHRINK
 
 cdef class QueuePath:
     cdef readonly DeviceRing ring
@@ -36,7 +36,7 @@ cdef class QueuePath:
     @cython.locals(state=int)
     cdef int loop(self) noexcept nogil
     cdef bint _paused(self) noexcept nogil
-    @cython.locals(end="long long")
+    @cython.locals(begin="long long", now="long long")
     cdef bint _came(self) noexcept nogil
     @cython.locals(begin="long long")
     cdef void _wait(self) noexcept nogil

@@ -12,12 +12,13 @@ import nodma.ring.shared as shared
 import nodma.ring.system as system
 from nodma.errors import BadRing
 from nodma.ring.device_end import DeviceRing
-from nodma.ring.state import BATCH, BUSY, FAULT, IDLE, PAUSED, TURNS
+from nodma.ring.state import BATCH, BUSY, FAULT, IDLE, LARGE_BATCH, PAUSED, TURNS
 
 _IDLE, _BUSY, _FAULT, _PAUSED = IDLE, BUSY, FAULT, PAUSED
-_BATCH, _TURNS = BATCH, TURNS
+_BATCH, _LARGE_BATCH, _TURNS = BATCH, LARGE_BATCH, TURNS
 _FOREVER = -1
 _LOOKS = 64  # at the ring, between two looks at the clock
+_ALONE_NS = 10_000  # for so long nobody else gets the core; the driver may be waiting for it
 _SHRINK = 16  # what a fruitless wait for the ring costs at least, as a part of the most
 
 
@@ -30,7 +31,7 @@ class QueuePath:
 
     def __init__(self, ring: DeviceRing) -> None:
         self.ring = ring
-        self.batch = ring.make_batch(_BATCH)
+        self.batch = ring.make_batch(_LARGE_BATCH)
         self.signal_fd = -1
         self.attention_fd = -1
         self.wanted = False
@@ -116,7 +117,7 @@ class QueuePath:
     def take_turns(self, turns: int) -> int:
         """Do what :meth:`serve` does."""
         for _ in range(turns):
-            count = self.ring.take(self.batch, _BATCH)
+            count = self.ring.take(self.batch, max(_BATCH, self.ring.available() // 2))
             if count <= 0:
                 return _FAULT if count else _IDLE
             self.handle(count)
@@ -154,14 +155,17 @@ class QueuePath:
         """Look for the next request, for as long as polling is worth it; tell whether it came."""
         if not self._poll_ns:
             return False
-        end = system.now() + self._poll_ns
-        while system.now() < end:
+        begin = now = system.now()
+        while now - begin < self._poll_ns:
             for _ in range(_LOOKS):
                 if self.ring.pending() or self._paused():
                     return True
                 system.relax()
             if self.outstanding and self.collect():
                 return True
+            if now - begin > _ALONE_NS:
+                system.give_way()
+            now = system.now()
         return False
 
     def _wait(self) -> None:

@@ -14,6 +14,8 @@ PAUSED: Final = 2
 """The loop was asked to end."""
 
 BATCH: Final = 16
-"""Requests that are taken, and published, at once."""
+"""Requests that are taken, and published, at once: so few that driver and device work at the same time."""
+LARGE_BATCH: Final = 64
+"""As many at most where more are there: of a deep queue half, for each batch costs an interrupt."""
 TURNS: Final = 4
 """Batches that a queue may have before others, and the VMM, have their turn."""

@@ -100,5 +100,10 @@ def now() -> int:
 
 
 def relax() -> None:
-    """Let others run, in a loop that waits for memory to change."""
+    """Pause for an instant, in a loop that waits for memory to change. Other threads of Python's get their turn."""
     time.sleep(0)
+
+
+def give_way() -> None:
+    """Let another thread or process have the core, if one waits for it."""
+    os.sched_yield()

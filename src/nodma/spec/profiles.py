@@ -135,6 +135,9 @@ DMB: Final = Profile(
 
 PROFILES: Final = {profile.name: profile for profile in (SWIOTLB, DMB)}
 
+PREFERENCE: Final = (DMB, SWIOTLB)
+"""Which one a driver takes of a device that presents both: offsets need no trust in where the BAR is."""
+
 CLAUSES: Final = {
     "SW-D1": "the driver SHOULD accept VIRTIO_F_SWIOTLB if it is offered",
     "SW-D2": "the driver MUST, having accepted it, pass only addresses inside the buffer",

@@ -165,6 +165,34 @@ class SparseArea(Layout):
 REGION_CAP_SPARSE_MMAP: Final = 1
 
 
+class RegionIoFds(Layout):
+    """DEVICE_GET_REGION_IO_FDS; in the reply its sub-regions follow, and ``argsz`` counts them too."""
+
+    argsz = le32()
+    flags = le32()
+    index = le32()
+    count = le32()
+
+
+class SubRegionIoFd(Layout):
+    """A sub-region, in bytes, and which of the reply's descriptors is written to in place of it."""
+
+    offset = le64()
+    size_bytes = le64()
+    fd_index = le32()
+    type = le32()
+    flags = le32()
+    padding = le32()
+    datamatch = le64()
+
+
+class IoFdType(IntEnum):
+    """What such a descriptor is."""
+
+    IOEVENTFD = 0
+    IOREGIONFD = 1
+
+
 class Region(IntEnum):
     """PCI region indexes (linux/vfio.h)."""
 

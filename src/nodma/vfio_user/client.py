@@ -28,6 +28,7 @@ from nodma.spec.vfio_user import (
     DmaMap,
     DmaUnmap,
     Header,
+    IoFdType,
     IrqInfo,
     IrqSet,
     IrqSetFlag,
@@ -35,6 +36,8 @@ from nodma.spec.vfio_user import (
     RegionAccess,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
+    SubRegionIoFd,
     Version,
 )
 from nodma.vfio_user.connection import MAX_FDS
@@ -60,6 +63,15 @@ class RegionReply:
     flags: RegionFlag
     offset: int
     fd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class IoEventFd:
+    """A part of a region, in bytes, that is written to by signalling ``fd``, which is the caller's."""
+
+    offset: int
+    size: int
+    fd: int
 
 
 class Client:
@@ -136,6 +148,27 @@ class Client:
         for extra in fds[1:]:
             os.close(extra)
         return RegionReply(info.size_bytes, RegionFlag(info.flags), info.offset, fds[0] if fds else None)
+
+    def region_io_fds(self, index: int) -> list[IoEventFd]:
+        """Ask which parts of a region can be written to by eventfd, whatever the value written."""
+        request = RegionIoFds.new(argsz=RegionIoFds.size, index=index)
+        answer = self._structure(RegionIoFds, self._call(Cmd.DEVICE_GET_REGION_IO_FDS, bytes(request)))
+        if answer.argsz <= RegionIoFds.size:
+            return []
+        request.argsz = answer.argsz
+        body, fds = self._exchange(Cmd.DEVICE_GET_REGION_IO_FDS, bytes(request))
+        try:
+            count = self._structure(RegionIoFds, body).count
+            if len(body) != RegionIoFds.size + count * SubRegionIoFd.size:
+                raise ProtocolError(f"the server tells of {count} sub-regions in {len(body)} bytes")
+            parts = [SubRegionIoFd(body, RegionIoFds.size + place * SubRegionIoFd.size) for place in range(count)]
+            if any(part.fd_index >= len(fds) for part in parts):
+                raise ProtocolError("the server tells of sub-regions whose descriptors it does not send")
+            simple = [part for part in parts if part.type == IoFdType.IOEVENTFD and not part.flags]
+            return [IoEventFd(part.offset, part.size_bytes, os.dup(fds[part.fd_index])) for part in simple]
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def irq_count(self, index: int) -> int:
         """Ask how many interrupts an index has."""

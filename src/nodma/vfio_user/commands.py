@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from nodma.errors import UsageError
 from nodma.spec.layout import Layout
 from nodma.spec.vfio_user import (
     DEFAULT_MAX_DMA_MAPS,
@@ -31,6 +30,7 @@ from nodma.spec.vfio_user import (
     DmaMap,
     DmaUnmap,
     Header,
+    IoFdType,
     Irq,
     IrqFlag,
     IrqInfo,
@@ -42,12 +42,15 @@ from nodma.spec.vfio_user import (
     RegionAccess,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
+    SubRegionIoFd,
     UnmapFlag,
     Version,
     WriteMulti,
 )
 from nodma.vfio_user.connection import MAX_FDS, Message
 from nodma.vfio_user.endpoint import Endpoint
+from nodma.vfio_user.failure import errno_of
 from nodma.vfio_user.guard import DmaGuard
 
 log = logging.getLogger(__name__)
@@ -58,12 +61,12 @@ _ACCESS: Final = RegionAccess.codec
 _ACCESS_BYTES: Final = RegionAccess.size
 _REPLY_ERROR: Final = int(TYPE_REPLY | MsgFlag.ERROR)
 _NO_REPLY: Final = int(MsgFlag.NO_REPLY)
-_READ, _WRITE = int(Cmd.REGION_READ), int(Cmd.REGION_WRITE)
 _MAX_MULTI: Final = 4096
+_REGISTER_BYTES: Final = 8
+"""Bytes of the widest register."""
 _EVENTFD: Final = "anon_inode:[eventfd]"
 _UNSUPPORTED: Final = frozenset(
     {
-        Cmd.DEVICE_GET_REGION_IO_FDS,
         Cmd.DMA_READ,
         Cmd.DMA_WRITE,
         Cmd.DEVICE_FEATURE,
@@ -103,6 +106,7 @@ class Commands:
             Cmd.DMA_UNMAP: self._dma_unmap,
             Cmd.DEVICE_GET_INFO: self._device_info,
             Cmd.DEVICE_GET_REGION_INFO: self._region_info,
+            Cmd.DEVICE_GET_REGION_IO_FDS: self._region_io_fds,
             Cmd.DEVICE_GET_IRQ_INFO: self._irq_info,
             Cmd.DEVICE_SET_IRQS: self._set_irqs,
             Cmd.DEVICE_RESET: self._reset,
@@ -110,6 +114,11 @@ class Commands:
             Cmd.REGION_WRITE: self._region_write,
             Cmd.REGION_WRITE_MULTI: self._region_write_multi,
         }
+
+    @property
+    def access_limit(self) -> int:
+        """Bytes that an access may have which the connection answers by itself; -1 as long as it may not."""
+        return min(_REGISTER_BYTES, self._peer_transfer) if self.negotiated else -1
 
     def answer(self, message: Message) -> Reply | None:
         """Carry a message out, and give the whole reply, if it wants one.
@@ -131,12 +140,8 @@ class Commands:
                 body, out = handler(payload, fds)
             else:
                 raise OSError(errno.ENOTSUP if command in _UNSUPPORTED else errno.EINVAL, f"command {command}")
-        except OSError as error:
-            log.debug("message %d refused: %s", msg_id, error)
-            failed = error.errno or errno.EIO
-        except Exception:
-            log.exception("the device failed at command %d", command)
-            failed = errno.EIO
+        except Exception as error:
+            failed = errno_of(error, msg_id, command)
         else:
             if flags & _NO_REPLY:
                 return None
@@ -205,6 +210,26 @@ class Commands:
                 flags |= RegionFlag.MMAP
                 fds = [self.endpoint.window.fd]
         return RegionInfo.codec.pack(RegionInfo.size, flags, request.index, 0, size, 0), fds
+
+    def _region_io_fds(self, payload: memoryview, _: list[int]) -> Reply:
+        """Tell which parts of a region may be written to by eventfd, as many as one message has descriptors for.
+
+        The others are written to by REGION_WRITE, as all of them may be.
+        """
+        request = _parse_sized(RegionIoFds, payload)
+        if request.index >= len(Region) or request.flags:
+            raise OSError(errno.EINVAL, f"eventfds of region {request.index} with flags {request.flags:#x}")
+        fds: list[int] = []
+        parts = []
+        for offset, size, eventfd in self.endpoint.notifiers(request.index):
+            if eventfd not in fds and len(fds) < min(MAX_FDS, self._peer_fds):
+                fds.append(eventfd)
+            if eventfd in fds:
+                place = fds.index(eventfd)
+                parts.append(SubRegionIoFd.codec.pack(offset, size, place, IoFdType.IOEVENTFD, 0, 0, 0))
+        argsz = RegionIoFds.size + len(parts) * SubRegionIoFd.size
+        head = RegionIoFds.codec.pack(argsz, 0, request.index, len(parts))
+        return (head, []) if request.argsz < argsz else (head + b"".join(parts), fds)
 
     def _irq_info(self, payload: memoryview, _: list[int]) -> Reply:
         request = _parse_sized(IrqInfo, payload)
@@ -292,10 +317,7 @@ class Commands:
         offset, region, count = _ACCESS.unpack(payload)
         if count > self._peer_transfer:
             raise OSError(errno.EINVAL, f"REGION_READ of {count} bytes, more than {self._peer_transfer}")
-        try:
-            return payload.tobytes() + self.endpoint.read(region, offset, count), []
-        except UsageError as error:
-            raise OSError(errno.EINVAL, str(error)) from None
+        return payload.tobytes() + self.endpoint.read(region, offset, count), []
 
     def _region_write(self, payload: memoryview, _: list[int]) -> Reply:
         if len(payload) < _ACCESS_BYTES:
@@ -303,7 +325,7 @@ class Commands:
         offset, region, count = _ACCESS.unpack_from(payload)
         if count != len(payload) - _ACCESS_BYTES:
             raise OSError(errno.EINVAL, f"REGION_WRITE of {count} bytes brings {len(payload) - _ACCESS_BYTES}")
-        self._write(region, offset, payload[_ACCESS_BYTES:].tobytes())
+        self.endpoint.write(region, offset, payload[_ACCESS_BYTES:].tobytes())
         return payload[:_ACCESS_BYTES].tobytes(), []
 
     def _region_write_multi(self, payload: memoryview, _: list[int]) -> Reply:
@@ -313,14 +335,8 @@ class Commands:
         for offset, region, width, data in MultiWrite.codec.iter_unpack(payload[WriteMulti.size :]):
             if width > MultiWrite.data.size:
                 raise OSError(errno.EINVAL, f"a write of {width} bytes in REGION_WRITE_MULTI")
-            self._write(region, offset, data.to_bytes(MultiWrite.data.size, "little")[:width])
+            self.endpoint.write(region, offset, data.to_bytes(MultiWrite.data.size, "little")[:width])
         return WriteMulti.codec.pack(count), []
-
-    def _write(self, region: int, offset: int, data: bytes) -> None:
-        try:
-            self.endpoint.write(region, offset, data)
-        except UsageError as error:
-            raise OSError(errno.EINVAL, str(error)) from None
 
 
 def _parse(layout: type[L], payload: memoryview) -> L:

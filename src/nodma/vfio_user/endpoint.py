@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 
@@ -42,6 +42,8 @@ class Endpoint(Protocol):
     """What a server needs of a device. ``read`` and ``write`` raise UsageError for what is not there.
 
     ``dma_mapped`` and ``dma_unmapped`` tell of the regions that came without a descriptor: addresses and sizes.
+    ``notifiers`` are the parts of a region that a client may write to by eventfd: offset, size in bytes, the
+    eventfd, which stays the endpoint's.
     """
 
     @property
@@ -56,6 +58,7 @@ class Endpoint(Protocol):
 
     def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
     def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]: ...  # noqa: D102
     def service(self) -> bool: ...  # noqa: D102
     def finish(self, seconds: float) -> None: ...  # noqa: D102
     def reset(self) -> None: ...  # noqa: D102

@@ -14,7 +14,7 @@ from typing import Final
 
 from nodma.errors import Disconnected, ProtocolError
 from nodma.vfio_user.commands import Commands
-from nodma.vfio_user.connection import Connection
+from nodma.vfio_user.connection import PATIENCE_SECONDS, Connection
 from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.guard import DmaGuard
 
@@ -31,10 +31,9 @@ class Server:
     def __init__(self, endpoint: Endpoint, listener: socket.socket) -> None:
         self.endpoint = endpoint
         self.guard = DmaGuard()
-        self.messages = 0
-        """Messages taken since the process began."""
         self.clients = 0
         """Clients that were accepted since the process began."""
+        self._messages = 0  # of clients that are gone
         self._listener = listener
         listener.setblocking(False)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -52,6 +51,11 @@ class Server:
     def connected(self) -> bool:
         """Whether a client is there."""
         return self._connection is not None
+
+    @property
+    def messages(self) -> int:
+        """Messages taken since the process began."""
+        return self._messages + (self._connection.taken if self._connection else 0)
 
     def stop(self) -> None:
         """Have :meth:`run` return soon. May be called from a signal handler or another thread."""
@@ -76,14 +80,20 @@ class Server:
             self._wake = -1
 
     def step(self, timeout: float | None = None) -> bool:
-        """Wait up to ``timeout`` seconds for something to do, and do it; tell whether there is more."""
+        """Wait up to ``timeout`` seconds for something to do, and do it; tell whether there is more.
+
+        If it may wait for ever, it stays with a client that speaks, for a few milliseconds at a time.
+        """
+        stay = timeout is None
         if self._connection and not self._commands.negotiated:
             left = max(0.0, self._deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
         events = dict(self._poll.poll(None if timeout is None else timeout * 1000))
+        if self.endpoint.attention in events:
+            os.eventfd_read(self.endpoint.attention)
         connection = self._connection
         if connection and connection.sock.fileno() in events:
-            self._serve_client(connection)
+            self._serve_client(connection, stay)
         if self._listener.fileno() in events:
             self._accept()
         if self._connection and not self._commands.negotiated and time.monotonic() >= self._deadline:
@@ -114,12 +124,13 @@ class Server:
         if self._connection:
             log.info("%s", why)
             self._poll.unregister(self._connection.sock)
+            self._messages += self._connection.taken
             self._connection.close()
             self._connection = None
             self.guard.forget()
             self.endpoint.detach()
 
-    def _serve_client(self, connection: Connection) -> None:
+    def _serve_client(self, connection: Connection, stay: bool) -> None:
         try:
             if connection.blocked:
                 connection.flush()
@@ -127,15 +138,30 @@ class Server:
             if not connection.blocked:
                 connection.receive()
                 self._take_messages(connection)
+            if stay:
+                self._stay_with(connection)
             if not connection.blocked and self._commands.hopeless:
                 raise Disconnected("the client cannot be served")
             self._poll.modify(connection.sock, select.POLLOUT if connection.blocked else select.POLLIN)
         except (Disconnected, ProtocolError) as error:
             self._drop(str(error))
 
+    def _stay_with(self, connection: Connection) -> None:
+        """Take what a client goes on to say, without asking each time who else there is.
+
+        Whoever else there is - another client, :meth:`stop` - is seen after PATIENCE_SECONDS, or twice that
+        if the client falls silent just then.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        taken = -1
+        while taken != connection.taken and self._commands.negotiated and not self._stopping:
+            taken = connection.taken
+            connection.converse(self.endpoint, self._commands.access_limit, until)
+            self._take_messages(connection)
+
     def _take_messages(self, connection: Connection) -> None:
+        connection.answer_accesses(self.endpoint, self._commands.access_limit)
         for message in connection.messages():
-            self.messages += 1
             fds = message[4]
             try:
                 reply = self._commands.answer(message)
@@ -146,6 +172,7 @@ class Server:
                 connection.send(*reply)
             if self._commands.hopeless:
                 return
+            connection.answer_accesses(self.endpoint, self._commands.access_limit)
 
 
 def _hung_up(sock: socket.socket) -> bool:

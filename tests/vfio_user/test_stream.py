@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,17 +14,6 @@ from nodma.vfio_user.connection import MAX_FDS, Connection
 
 def message(serial: int, payload: bytes = b"") -> bytes:
     return Header.codec.pack(serial, 13, 16 + len(payload), 0, 0) + payload
-
-
-@pytest.fixture
-def pair(count_descriptors: Callable[[], int]) -> Iterator[tuple[Connection, socket.socket]]:
-    before = count_descriptors()
-    ours, theirs = socket.socketpair(socket.AF_UNIX)
-    connection = Connection(ours)
-    yield connection, theirs
-    connection.close()
-    theirs.close()
-    assert count_descriptors() == before
 
 
 def take(connection: Connection) -> list[tuple[int, bytes, int]]:

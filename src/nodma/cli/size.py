@@ -1,0 +1,135 @@
+"""``nodma size``: how large the pool of a set of devices must be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+from rich import box
+from rich.table import Table
+
+from nodma.cli.console import make_console
+from nodma.errors import UsageError
+from nodma.host import Size
+from nodma.sizes import parse_size, show_size
+from nodma.sizing import Disk, Need, need, pool_for
+from nodma.slot.config import parse_function
+from nodma.spec.profiles import PROFILES, SWIOTLB
+
+_KEYS: Final = ("queues", "depth", "request", "queue_size", "count")
+
+
+@click.command()
+@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
+@click.option("--share", is_flag=True, help="One pool for all; else each has its own.")
+@click.option("--at-once", type=click.IntRange(1), metavar="N", help="With --share: devices that are busy at once.")
+@click.option("--slot", type=Size(), default="2K", show_default=True, help="Bytes of a slot.")
+@click.option("--page", type=Size(), default="4K", show_default=True, help="Bytes of a page of the guest.")
+@click.option(
+    "--profile", type=click.Choice(list(PROFILES)), default=SWIOTLB.name, show_default=True, help="Wire profile."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def size(
+    *, devices: tuple[str, ...], share: bool, at_once: int | None, slot: int, page: int, profile: str, as_json: bool
+) -> None:
+    """Say how much of a pool devices take, and how large it must be for them never to wait.
+
+    A DEVICE is a disk and its load, as in blk,queues=2,depth=64,request=128K,count=3: requests in flight in all, the
+    largest request, and how many such disks. What is left out is one queue, depth 128, 4K, one disk.
+    """
+    if at_once and not share:
+        raise click.UsageError("--at-once is for a pool that is shared: give --share, too.")
+    if share and not PROFILES[profile].shareable:
+        raise UsageError(f"the profile {profile} cannot share a pool: leave --share out")
+    for bytes_ in (slot, page):
+        if bytes_ < 1 or bytes_ & (bytes_ - 1):
+            raise UsageError(f"slots and pages are powers of two, which {bytes_} bytes are not")
+    lines = [line for text in devices for line in _lines(text, slot, page)]
+    bill = _shared(lines, at_once, profile, slot) if share else _each(lines, profile, slot)
+    if as_json:
+        click.echo(json.dumps(_record(bill, slot)))
+    else:
+        _show(bill, slot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    name: str
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class _Bill:
+    """What is needed; ``pools`` are the windows: one, or one for each line."""
+
+    lines: list[_Line]
+    pools: list[int]
+
+
+def _lines(text: str, slot: int, page: int) -> list[_Line]:
+    """Read a device, and count what it needs. Raises UsageError."""
+    raw = parse_function(text)
+    kind = raw.pop("device")
+    if kind != "blk":
+        raise UsageError(f"{text!r}: {kind!r} is no device whose needs are known; blk is")
+    values = {key.replace("-", "_"): _number(text, key, value) for key, value in raw.items()}
+    for key in values:
+        if key not in _KEYS:
+            raise UsageError(f"{text!r}: a disk has no {key!r}; it has {', '.join(_KEYS)}")
+    count = values.pop("count", 1)
+    disk = Disk(**values)
+    return [_Line(f"blk, {disk.queues} x {disk.queue_size}, depth {disk.depth}, {show_size(disk.request)}",
+                  need(disk, slot=slot, page=page))] * count  # fmt: skip
+
+
+def _number(text: str, key: str, value: Any) -> int:
+    if value is True:
+        raise UsageError(f"{text!r}: {key} needs a number")
+    return parse_size(value)
+
+
+def _each(lines: list[_Line], profile: str, slot: int) -> _Bill:
+    return _Bill(lines, [pool_for([line.need], PROFILES[profile], slot=slot) for line in lines])
+
+
+def _shared(lines: list[_Line], at_once: int | None, profile: str, slot: int) -> _Bill:
+    """All rings, and the requests of those devices that are busy at once: the largest, if not all are."""
+    by_size = sorted((line.need for line in lines), key=lambda one: one.requests, reverse=True)
+    busy = len(lines) if at_once is None else at_once
+    idle = [Need(one.rings, 0, 0) for one in by_size[busy:]]
+    return _Bill(lines, [pool_for([*by_size[:busy], *idle], PROFILES[profile], slot=slot)])
+
+
+def _record(bill: _Bill, slot: int) -> Mapping[str, Any]:
+    return {
+        "slot": slot,
+        "devices": [
+            {
+                "device": line.name,
+                "rings": line.need.rings * slot,
+                "requests": line.need.requests * slot,
+                "peak_slots": line.need.slots,
+            }
+            for line in bill.lines
+        ],
+        "pools": bill.pools,
+        "memory": sum(bill.pools),
+    }
+
+
+def _show(bill: _Bill, slot: int) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("device")
+    for name in ("rings KiB", "in flight KiB", "peak KiB", "slots", "pool"):
+        table.add_column(name, justify="right")
+    shared = len(bill.pools) < len(bill.lines)
+    for number, line in enumerate(bill.lines):
+        parts = [line.need.rings * slot, line.need.requests * slot, line.need.slots * slot]
+        pool = "shared" if shared else show_size(bill.pools[number])
+        table.add_row(line.name, *(f"{part / 1024:,.0f}" for part in parts), f"{line.need.slots:,}", pool)
+    make_console().print(table)
+    many = "" if len(bill.pools) == 1 else f" in {len(bill.pools)} pools"
+    click.echo(f"memory: {sum(bill.pools) / (1 << 20):,.2f} MiB{many}")

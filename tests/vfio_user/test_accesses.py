@@ -1,0 +1,231 @@
+"""Register accesses, which a connection answers by itself: exactly as the commands would, and until when."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodma.errors import Disconnected, ProtocolError, UsageError
+from nodma.spec.vfio_user import Cmd, Header, MsgFlag, RegionAccess, Version
+from nodma.vfio_user.commands import Commands
+from nodma.vfio_user.connection import Connection
+from nodma.vfio_user.guard import DmaGuard
+
+PAST, LATER = 0.0, float("inf")
+LIMIT = 8
+NO_REPLY = int(MsgFlag.NO_REPLY)
+FAILING, MISSING = 0xF, 0x100
+RESET = Header.codec.pack(3, Cmd.DEVICE_RESET, Header.size, 0, 0)
+
+Pair = tuple[Connection, socket.socket]
+
+
+class Registers:
+    """An endpoint that keeps account of what is asked of it, and fails where it is to."""
+
+    regions: Any = None
+    interrupts: Any = None
+    window: Any = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.busy = False
+
+    def read(self, region: int, offset: int, count: int) -> bytes:
+        self.calls.append(("read", region, offset, count))
+        self._fail(offset)
+        return bytes((offset + at) & 0xFF for at in range(count))
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        assert type(data) is bytes
+        self.calls.append(("write", region, offset, data))
+        self._fail(offset)
+
+    def _fail(self, offset: int) -> None:
+        if offset >= MISSING:
+            raise UsageError("there is no such register")
+        if offset == FAILING:
+            raise ZeroDivisionError
+
+    def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
+        return ()
+
+    def service(self) -> bool:
+        self.calls.append(("service",))
+        return self.busy
+
+    def reset(self) -> None:
+        self.calls.append(("reset",))
+
+    def detach(self) -> None: ...
+
+
+def read(serial: int, offset: int, count: int = 4, flags: int = 0) -> bytes:
+    header = Header.codec.pack(serial, Cmd.REGION_READ, 32, flags, 0)
+    return header + RegionAccess.codec.pack(offset, 0, count)
+
+
+def write(serial: int, offset: int, data: bytes, flags: int = 0) -> bytes:
+    header = Header.codec.pack(serial, Cmd.REGION_WRITE, 32 + len(data), flags, 0)
+    return header + RegionAccess.codec.pack(offset, 0, len(data)) + data
+
+
+def test_accesses_are_answered_until_something_else_comes(pair: Pair) -> None:
+    connection, theirs = pair
+    registers = Registers()
+    theirs.sendall(read(1, 4) + write(2, 8, b"data") + RESET + read(4, 4))
+    connection.receive()
+    connection.answer_accesses(registers, LIMIT)
+    assert registers.calls == [("read", 0, 4, 4), ("write", 0, 8, b"data")]
+    assert theirs.recv(1000) == (
+        Header.codec.pack(1, Cmd.REGION_READ, 36, 1, 0) + read(1, 4)[16:] + b"\4\5\6\7"
+        + Header.codec.pack(2, Cmd.REGION_WRITE, 32, 1, 0) + write(2, 8, b"data")[16:32]
+    )  # fmt: skip
+    assert connection.taken == 2
+    assert [message[0] for message in connection.messages()] == [3, 4]
+    assert connection.taken == 4
+
+
+def test_no_access_is_answered_before_version(pair: Pair) -> None:
+    connection, theirs = pair
+    commands = Commands(Registers(), DmaGuard())
+    theirs.sendall(read(1, 4, count=0))
+    connection.receive()
+    connection.answer_accesses(commands.endpoint, commands.access_limit)
+    assert connection.taken == 0
+
+
+def test_a_conversation_ends_when_the_client_says_something_else(pair: Pair) -> None:
+    connection, theirs = pair
+    theirs.sendall(read(1, 4) + RESET)
+    connection.converse(Registers(), LIMIT, LATER)
+    assert [message[0] for message in connection.messages()] == [3]
+
+
+def test_a_conversation_ends_when_the_client_is_silent(pair: Pair) -> None:
+    connection, theirs = pair
+    theirs.sendall(read(1, 4))
+    connection.converse(Registers(), LIMIT, time.monotonic() + 60)
+    assert connection.taken == 1
+    theirs.sendall(read(2, 4)[:20])  # half a message
+    connection.converse(Registers(), LIMIT, LATER)
+    theirs.sendall(read(2, 4)[20:])
+    connection.receive()
+    connection.converse(Registers(), LIMIT, LATER)
+    assert connection.taken == 2
+    theirs.close()
+    with pytest.raises(Disconnected):
+        connection.converse(Registers(), LIMIT, LATER)
+
+
+def test_a_conversation_ends_when_its_time_is_over(pair: Pair) -> None:
+    connection, theirs = pair
+    registers = Registers()
+    theirs.sendall(read(1, 4))
+    connection.receive()
+    theirs.sendall(read(2, 4))
+    connection.converse(registers, LIMIT, PAST)
+    assert registers.calls == [("read", 0, 4, 4), ("service",)]
+
+
+def test_a_conversation_ends_when_there_is_work(pair: Pair) -> None:
+    connection, theirs = pair
+    registers = Registers()
+    registers.busy = True
+    theirs.sendall(write(1, 4, b"go"))
+    connection.receive()
+    theirs.sendall(read(2, 4))
+    connection.converse(registers, LIMIT, LATER)
+    assert registers.calls == [("write", 0, 4, b"go"), ("service",)]
+
+
+def test_accesses_wait_while_the_client_does_not_read(pair: Pair) -> None:
+    connection, theirs = pair
+    registers = Registers()
+    theirs.sendall(read(1, 4))
+    connection.receive()
+    connection.send(b"r" * (1 << 20))
+    connection.converse(registers, LIMIT, LATER)
+    assert registers.calls == []
+    while connection.blocked:
+        theirs.recv(1 << 16)
+        connection.flush()
+    connection.answer_accesses(registers, LIMIT)
+    assert registers.calls == [("read", 0, 4, 4)]
+
+
+offsets = st.one_of(st.integers(0, 20), st.integers(0, 2**64 - 1))
+flags = st.sampled_from([0, 0, 0, NO_REPLY, 1, 2, 0x80000000])
+accesses = st.one_of(
+    st.builds(read, st.integers(0, 9), offsets, st.one_of(st.integers(0, 10), st.integers(0, 2**32 - 1)), flags),
+    st.builds(write, st.integers(0, 9), offsets, st.binary(max_size=10), flags),
+    st.builds(
+        lambda command, size, rest: Header.codec.pack(5, command, size, 0, 0) + rest,
+        st.sampled_from([Cmd.REGION_READ, Cmd.REGION_WRITE, Cmd.DEVICE_RESET]),
+        st.integers(15, 48),
+        st.binary(max_size=32),
+    ),
+)
+
+
+def played(stream: ModuleType, parts: list[bytes], fds: set[int], *, itself: bool, transfer: int) -> Any:
+    """What a client reads, and what the endpoint is asked, with accesses answered by the connection or by none."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    connection = stream.Connection(ours)
+    registers = Registers()
+    commands = Commands(registers, DmaGuard())
+    hello = Version.codec.pack(0, 0) + b'{"capabilities":{"max_data_xfer_size":%d}}\0' % transfer
+    stray = os.memfd_create("stray")
+    theirs.sendall(Header.codec.pack(0, Cmd.VERSION, 16 + len(hello), 0, 0) + hello)
+    got = b""
+    with theirs, suppress(ProtocolError):
+        for place, part in enumerate([b"", *parts]):
+            if part:
+                socket.send_fds(theirs, [part], [stray] if place in fds else [])
+            while connection.receive():
+                take_up(connection, commands, itself)
+            with suppress(BlockingIOError):
+                got += theirs.recv(1 << 16, socket.MSG_DONTWAIT)
+    connection.close()
+    os.close(stray)
+    return got, registers.calls, connection.taken
+
+
+def take_up(connection: Connection, commands: Commands, itself: bool) -> None:
+    """Answer what is there, as a server does."""
+    if itself:
+        connection.answer_accesses(commands.endpoint, commands.access_limit)
+    for message in connection.messages():
+        answer = commands.answer(message)
+        for fd in message[4]:
+            os.close(fd)
+        if answer:
+            connection.send(*answer)
+        if itself:
+            connection.answer_accesses(commands.endpoint, commands.access_limit)
+
+
+@given(
+    sent=st.lists(accesses, max_size=8),
+    cut=st.integers(1, 70),
+    fds=st.sets(st.integers(0, 10), max_size=2),
+    transfer=st.sampled_from([0, 3, 8, 1 << 20]),
+)
+def test_a_connection_answers_exactly_as_the_commands_do(
+    stream: ModuleType, sent: list[bytes], cut: int, fds: set[int], transfer: int, count_descriptors: Callable[[], int]
+) -> None:
+    before = count_descriptors()
+    data = b"".join(sent)
+    parts = [data[at : at + cut] for at in range(0, len(data), cut)]
+    by_itself = played(stream, parts, fds, itself=True, transfer=transfer)
+    assert by_itself == played(stream, parts, fds, itself=False, transfer=transfer)
+    assert count_descriptors() == before
