@@ -1,4 +1,4 @@
-"""The profile dmb in real guests: everything verified, everything inside."""
+"""The profile dmb in real guests: everything verified, everything inside, and offset 0 never used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from nodma.guest import Kernel
 from nodma.spec.profiles import DMB, PROFILES
 
 pytestmark = pytest.mark.timeout(240)
+
+
+def test_each_slot_is_used_but_that_at_offset_0(lab: Any, newest: Kernel) -> None:
+    """DMB-D2: a device that is given offset 0 refuses it, and asks for a reset."""
+    run = lab.run(newest, "small_pool", [lab.image()], "--profile", "dmb", "--pool", "256K", programs=["fio"])
+    assert [job["error"] for job in json.loads(run.outcome.file("fio.json"))["jobs"]] == [0, 0]
+    counters = {name.partition("/")[2]: int(value) for name, value in run.outcome.files.items() if "/" in name}
+    assert counters["feature"] == DMB.feature
+    assert counters["full"] > 0
+    assert counters["slots"] * 3 // 4 < counters["peak"] < counters["slots"]
+    assert counters["maps"] == counters["unmaps"]
+    assert (run.outside, run.reports[0]["needs_reset"]) == (0, 0)
 
 
 def test_a_disk_by_offsets(lab: Any, kernel: Kernel) -> None:
