@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nodma.ring import Request
     from nodma.spec.layout import Layout, blob, le16, le32, le64, u8
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Device", "Layout", "Queue", "Request", "blob", "le16", "le32", "le64", "main", "u8"]
 

@@ -254,6 +254,6 @@ def test_verbose_says_what_happens(tmp_path: Path, image: Path) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments, words in ((["--help"], "inspect"), (["serve", "blk", "--help"], "--policy"), (["--version"], "0.1")):
+    for arguments, words in ((["--help"], "inspect"), (["serve", "blk", "--help"], "--policy"), (["--version"], "0.2")):
         done = subprocess.run([*NODMA, *arguments], capture_output=True, text=True, check=True, timeout=30)
         assert words in done.stdout

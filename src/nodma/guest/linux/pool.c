@@ -85,7 +85,8 @@ static bool take_from(struct nodma_area *area, unsigned int count, unsigned int 
 	return true;
 }
 
-static bool take_locked(struct nodma_area *area, unsigned int count, unsigned int align, bool inbound, unsigned int *slot)
+static bool take_locked(struct nodma_area *area, unsigned int count, unsigned int align, bool inbound,
+			unsigned int *slot)
 {
 	unsigned long flags;
 	bool taken;
@@ -97,7 +98,8 @@ static bool take_locked(struct nodma_area *area, unsigned int count, unsigned in
 }
 
 /* A function takes from its reservation first, and then from what belongs to nobody. */
-static bool take_any(struct nodma_share *share, unsigned int count, unsigned int align, bool inbound, unsigned int *slot)
+static bool take_any(struct nodma_share *share, unsigned int count, unsigned int align, bool inbound,
+		     unsigned int *slot)
 {
 	unsigned int start = raw_smp_processor_id(), n;
 	struct nodma_pool *pool = share->pool;

@@ -141,7 +141,8 @@ static bool names_itself(struct pci_dev *pdev, const struct nodma_claim *claim)
 }
 
 /* Take what the owner says of its region, if it can be. */
-static int accept(struct nodma_region *region, const struct nodma_claims *claims, const struct nodma_claim *claim, int id)
+static int accept(struct nodma_region *region, const struct nodma_claims *claims, const struct nodma_claim *claim,
+		  int id)
 {
 	region->bar = claim->bar;
 	region->offset = claim->offset;

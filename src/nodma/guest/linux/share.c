@@ -14,7 +14,7 @@
 
 static int reserve_kib = -1;
 module_param(reserve_kib, int, 0444);
-MODULE_PARM_DESC(reserve_kib, "What a function has to itself of a pool that several share, in KiB (0: nothing; -1: a sixteenth)");
+MODULE_PARM_DESC(reserve_kib, "A function's own part of a pool that several share, in KiB (0: none; -1: a sixteenth)");
 
 static LIST_HEAD(pools);
 static DEFINE_MUTEX(pools_lock);
