@@ -31,8 +31,8 @@ def test_dkms_builds_it(kit: Kit, kernel: Kernel, tmp_path: Path) -> None:
     assert kernel.root
     run_inside(
         kernel.root,
-        ["dkms", "build", "nodma/0.1.0", "-k", kernel.release],
+        ["dkms", "build", "nodma/0.2.0", "-k", kernel.release],
         "dkms",
-        binds={source: "/usr/src/nodma-0.1.0", state: "/var/lib/dkms"},
+        binds={source: "/usr/src/nodma-0.2.0", state: "/var/lib/dkms"},
     )
     assert [path.name for path in state.rglob("nodma.ko*")]
