@@ -36,13 +36,24 @@ from nodma.function.presence import (
 from nodma.function.shared_window import OwnWindow, Share, SharedWindow
 from nodma.function.sharer import Sharer
 from nodma.function.virtio import VirtioCore
-from nodma.spec.pci import Command, ExpressCapability, ExpressDeviceControl, MsixCapability, MsixControl, PciStatus
+from nodma.spec.pci import (
+    Command,
+    ExpressCapability,
+    ExpressDeviceControl,
+    MsixCapability,
+    MsixControl,
+    PciStatus,
+    Type0Header,
+)
 from nodma.spec.profiles import MAX_POOL, MIN_POOL, SWIOTLB, Policy, Profile
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio_pci import VirtioPciCfgCap
 from nodma.window import Window
 
 log = logging.getLogger(__name__)
+
+_STATUS: Final = Type0Header.status
+_NOWHERE: Final[tuple[int, Callable[[int, int], bytes]]] = (-1, lambda *_: b"")
 
 MAX_VECTORS: Final = 512
 
@@ -87,6 +98,8 @@ class PciFunction:
             device, profile, policy, self.interrupts, self._memory.window, threads=threads, poll_ns=poll_ns
         )
         self.interrupts.quiet = self.core.quiet
+        self.service: Final = self.core.service
+        """Handle requests; tells whether there are more."""
         self.region_limit = min(pool, profile.max_region)
         """Bytes of the window that the capability tells of."""
         self._sharer: Sharer | None = None
@@ -95,12 +108,12 @@ class PciFunction:
             self._sharer = Sharer(self.core, self._memory, share.owner, self.region_limit)
         self._common = CommonRegisters(self.core)
         self._present(profile, share)
-        self._sizes = {region: spec.size for region, spec in self.regions.items()}
-        self._readers: dict[int, Callable[[int, int], bytes]] = {
+        readers: dict[int, Callable[[int, int], bytes]] = {
             REGISTER_BAR: self._read_registers,
             WINDOW_BAR: self._read_window,
             Region.CONFIG: self._read_config,
         }
+        self._readers = {region: (spec.size, readers[region]) for region, spec in self.regions.items()}
         self._writers: dict[int, Callable[[int, bytes], None]] = {
             REGISTER_BAR: self._write_registers,
             WINDOW_BAR: self._write_window,
@@ -124,6 +137,9 @@ class PciFunction:
         self._msix_at = offsets[MsixCapability]
         self._express_at = offsets[ExpressCapability]
         self._cfg_window_at = offsets[VirtioPciCfgCap]
+        self._cfg_data_at = self._cfg_window_at + VirtioPciCfgCap.pci_cfg_data.offset
+        self._cfg_data_end = self._cfg_data_at + VirtioPciCfgCap.pci_cfg_data.size
+        self._config_bytes = memoryview(self._config.data)
 
     @property
     def window(self) -> Window:
@@ -132,23 +148,21 @@ class PciFunction:
 
     def read(self, region: int, offset: int, count: int) -> bytes:
         """Read from a region. Raises UsageError if there is no such region, or the bytes lie outside it."""
-        if not 0 <= offset <= offset + count <= self._sizes.get(region, -1):
-            raise self._outside(region, offset, count)
-        return self._readers[region](offset, count)
+        size, reader = self._readers.get(region, _NOWHERE)
+        if not 0 <= offset <= offset + count <= size:
+            raise _outside(region, size, offset, count)
+        return reader(offset, count)
 
     def write(self, region: int, offset: int, data: bytes) -> None:
         """Write to a region. Raises UsageError as :meth:`read` does."""
-        if not 0 <= offset <= offset + len(data) <= self._sizes.get(region, -1):
-            raise self._outside(region, offset, len(data))
+        size, _ = self._readers.get(region, _NOWHERE)
+        if not 0 <= offset <= offset + len(data) <= size:
+            raise _outside(region, size, offset, len(data))
         if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(AREA - 1) == NOTIFY_AREA):
             self._writers[region](offset, data)
             return
         with self.core.quiet():
             self._writers[region](offset, data)
-
-    def _outside(self, region: int, offset: int, count: int) -> UsageError:
-        size = self._sizes.get(region, 0)
-        return UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {size:#x} bytes")
 
     def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
         """Give the parts of a region that may be written to by eventfd: the doorbells of queues that have threads."""
@@ -168,10 +182,6 @@ class PciFunction:
     def urgent(self) -> bool:
         """Whether a queue's thread may want an interrupt that it cannot give itself."""
         return self.core.urgent
-
-    def service(self) -> bool:
-        """Handle requests; tell whether there are more."""
-        return self.core.service()
 
     def finish(self, seconds: float) -> None:
         """Handle what is there, for so many seconds at most: nobody will be served any more."""
@@ -271,12 +281,13 @@ class PciFunction:
     # Configuration space
 
     def _read_config(self, offset: int, count: int) -> bytes:
-        if self._touches_cfg_data(offset, count):
+        if offset < _STATUS.end and _STATUS.offset < offset + count:
+            header = self._config.header
+            interrupt = self.core.isr and not self.interrupts.msix_on
+            header.status = header.status & ~int(PciStatus.INTERRUPT) | (PciStatus.INTERRUPT if interrupt else 0)
+        if offset < self._cfg_data_end and self._cfg_data_at < offset + count:
             self._cfg_window_access(None)
-        header = self._config.header
-        interrupt = self.core.isr and not self.interrupts.msix_on
-        header.status = header.status & ~int(PciStatus.INTERRUPT) | (PciStatus.INTERRUPT if interrupt else 0)
-        return self._config.read(offset, count)
+        return self._config_bytes[offset : offset + count].tobytes()
 
     def _write_config(self, offset: int, data: bytes) -> None:
         self._config.write(offset, data)
@@ -287,8 +298,7 @@ class PciFunction:
             self.reset()
         self._follow_config()
         if self._touches_cfg_data(offset, len(data)):
-            at = self._cfg_window_at + VirtioPciCfgCap.pci_cfg_data.offset
-            self._cfg_window_access(bytes(self._config.data[at : at + VirtioPciCfgCap.pci_cfg_data.size]))
+            self._cfg_window_access(bytes(self._config.data[self._cfg_data_at : self._cfg_data_end]))
 
     def _follow_config(self) -> None:
         """Act on what configuration space now says: where the window is, and how to interrupt."""
@@ -302,8 +312,7 @@ class PciFunction:
         self.interrupts.set_intx_disable(bool(self._config.command & Command.INTX_DISABLE))
 
     def _touches_cfg_data(self, offset: int, count: int) -> bool:
-        begin = self._cfg_window_at + VirtioPciCfgCap.pci_cfg_data.offset
-        return offset < begin + VirtioPciCfgCap.pci_cfg_data.size and begin < offset + count
+        return offset < self._cfg_data_end and self._cfg_data_at < offset + count
 
     def _cfg_window_access(self, data: bytes | None) -> None:
         """Access a BAR through the PCI configuration access capability (4.1.4.9): write, or read if None.
@@ -341,3 +350,7 @@ def _check_options(pool: int, profile: Profile, policy: Policy, share: Share | N
 def _slice(structure: bytes | bytearray, offset: int, count: int) -> bytes:
     """Read ``count`` bytes of a structure; behind it there are zeros."""
     return bytes(structure[offset : offset + count]).ljust(count, b"\0")
+
+
+def _outside(region: int, size: int, offset: int, count: int) -> UsageError:
+    return UsageError(f"{count} bytes at {offset:#x} do not lie in region {region} of {max(0, size):#x} bytes")

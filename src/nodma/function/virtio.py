@@ -321,7 +321,7 @@ class VirtioCore:
 
     def service(self) -> bool:
         """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
-        if self.attention >= 0:
+        if self._threaded:
             self._attend()
         if not self._active or not self.running:
             return False
