@@ -167,11 +167,43 @@ static void give_back(struct nodma_share *share, unsigned int slot)
 		atomic_long_sub(count, &pool->usage.used);
 }
 
+/*
+ * Copy, and zero, by words. The string instructions that memcpy() and memset() are on x86 go byte by byte where the
+ * processor is emulated, and cost such a guest a quarter of its requests; elsewhere both wait for the memory.
+ */
+#define WORDS		4
+#define STRIDE		(WORDS * sizeof(u64))
+
+static void copy(void *to, const void *from, size_t size)
+{
+	u64 words[WORDS];
+	size_t at;
+
+	for (at = 0; at + STRIDE <= size; at += STRIDE) {
+		__builtin_memcpy(words, from + at, STRIDE);
+		__builtin_memcpy(to + at, words, STRIDE);
+		barrier();	/* else the compiler makes a memcpy() of it all */
+	}
+	memcpy(to + at, from + at, size - at);
+}
+
+static void zero(void *to, size_t size)
+{
+	static const u64 zeros[WORDS];
+	size_t at;
+
+	for (at = 0; at + STRIDE <= size; at += STRIDE) {
+		__builtin_memcpy(to + at, zeros, STRIDE);
+		barrier();
+	}
+	memset(to + at, 0, size - at);
+}
+
 static void copy_in(struct nodma_share *share, unsigned int slot, size_t within, size_t size)
 {
 	struct nodma_pool *pool = share->pool;
 
-	memcpy(slot_memory(pool, slot) + within, pool->slot[slot].origin + within, size);
+	copy(slot_memory(pool, slot) + within, pool->slot[slot].origin + within, size);
 	this_cpu_add(share->counters->to_device, size);
 }
 
@@ -183,7 +215,7 @@ static void copy_out(struct nodma_share *share, unsigned int slot, size_t within
 		/* As a bus does that nobody answers on. No status byte of virtio's is ones and means success. */
 		memset(pool->slot[slot].origin + within, 0xff, size);
 	else
-		memcpy(pool->slot[slot].origin + within, slot_memory(pool, slot) + within, size);
+		copy(pool->slot[slot].origin + within, slot_memory(pool, slot) + within, size);
 	this_cpu_add(share->counters->from_device, size);
 }
 
@@ -217,7 +249,7 @@ dma_addr_t nodma_pool_map(struct nodma_share *share, void *origin, size_t size, 
 	}
 	this_cpu_inc(share->counters->maps);
 	if (dir == DMA_FROM_DEVICE)
-		memset(slot_memory(pool, slot), 0, size);
+		zero(slot_memory(pool, slot), size);
 	else if (!(attrs & DMA_ATTR_SKIP_CPU_SYNC))
 		copy_in(share, slot, 0, size);
 	return slot_address(pool, slot);
