@@ -251,7 +251,9 @@ class VirtioCore:
         queue.path = path = self.device.make_path(queue.queue, ring)
         if self.doorbells and isinstance(path, QueuePath):
             doorbell = self.doorbells[self.queues.index(queue)]
-            queue.thread = QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=self._poll_ns)
+            alone = len(self._threaded) < len(os.sched_getaffinity(0))  # no more queues poll than there are cores
+            poll_ns = self._poll_ns if alone else 0
+            queue.thread = QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=poll_ns)
             self._threaded.append(queue)
         queue.enabled = True
         self._wake(queue)
