@@ -38,7 +38,7 @@ unit: setup
 e2e: setup
 	$(BIN)/nodma demo --files 300 --requests 20000
 
-guests: setup ## Boot real guests, with QEMU on three kernels: 10 minutes, and one more to fetch them
+guests: setup ## Boot real guests, with QEMU on three kernels: 15 minutes, and one more to fetch them
 	$(BIN)/pytest tests/guests
 
 bench: setup ## Measure, side by side with qemu-storage-daemon and QEMU: ten minutes, or two with BENCH=--quick
