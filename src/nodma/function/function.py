@@ -52,7 +52,8 @@ from nodma.window import Window
 
 log = logging.getLogger(__name__)
 
-_STATUS: Final = Type0Header.status
+_STATUS_AT: Final = Type0Header.status.offset
+_STATUS_END: Final = Type0Header.status.end
 _NOWHERE: Final[tuple[int, Callable[[int, int], bytes]]] = (-1, lambda *_: b"")
 
 MAX_VECTORS: Final = 512
@@ -98,8 +99,6 @@ class PciFunction:
             device, profile, policy, self.interrupts, self._memory.window, threads=threads, poll_ns=poll_ns
         )
         self.interrupts.quiet = self.core.quiet
-        self.service: Final = self.core.service
-        """Handle requests; tells whether there are more."""
         self.region_limit = min(pool, profile.max_region)
         """Bytes of the window that the capability tells of."""
         self._sharer: Sharer | None = None
@@ -182,6 +181,10 @@ class PciFunction:
     def urgent(self) -> bool:
         """Whether a queue's thread may want an interrupt that it cannot give itself."""
         return self.core.urgent
+
+    def service(self) -> bool:
+        """Handle requests; tell whether there are more."""
+        return self.core.service()
 
     def finish(self, seconds: float) -> None:
         """Handle what is there, for so many seconds at most: nobody will be served any more."""
@@ -281,7 +284,7 @@ class PciFunction:
     # Configuration space
 
     def _read_config(self, offset: int, count: int) -> bytes:
-        if offset < _STATUS.end and _STATUS.offset < offset + count:
+        if offset < _STATUS_END and offset + count > _STATUS_AT:
             header = self._config.header
             interrupt = self.core.isr and not self.interrupts.msix_on
             header.status = header.status & ~int(PciStatus.INTERRUPT) | (PciStatus.INTERRUPT if interrupt else 0)

@@ -36,7 +36,7 @@ cdef class Connection:
     @cython.locals(
         begin="Py_ssize_t", end="Py_ssize_t", msg_id="unsigned short", command="unsigned short", size="Py_ssize_t",
         flags="unsigned int", offset="unsigned long long", region="unsigned int", count="unsigned int",
-        data=bytes, answer=bytes,
+        data=bytes, answer=bytes, sent="Py_ssize_t",
     )
     cpdef answer_accesses(self, endpoint, long long limit)
 

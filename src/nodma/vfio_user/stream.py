@@ -156,7 +156,9 @@ class Connection:
                 size = _ACCESS_BYTES + len(data)
                 answer = sockets.pack_access(msg_id, command, size, _REPLY, 0, offset, region, count) + data
             if not flags:
-                self.send(answer)
+                sent = self._try(answer, None)
+                if sent < len(answer):
+                    self._out.append((memoryview(answer)[sent:], None))
 
     def messages(self) -> Iterator[Message]:
         """Give the whole messages that are there, while no reply waits.
