@@ -114,11 +114,12 @@ class Connection:
         Ends at ``until`` (by time.monotonic), and before that when the client says something else, or nothing
         for PATIENCE_SECONDS, or when the endpoint has work to do. Raises Disconnected at the end of the stream.
         """
+        service = endpoint.service
         self.answer_accesses(endpoint, limit)
         while (
             self._begin == self._end
             and not self._out
-            and not endpoint.service()
+            and not service()
             and sockets.now() < until
             and self.receive(True)
         ):
