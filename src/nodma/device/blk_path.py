@@ -111,8 +111,10 @@ class BlockPath(QueuePath):
 
     def drain(self) -> None:
         """Wait for all that is outstanding, and give it back. The loop does not run."""
+        done = select.poll()  # unlike select, it takes descriptors of 1024 and more
+        done.register(self._done_reader, select.POLLIN)
         while self.outstanding:
-            select.select([self._done_reader], [], [])
+            done.poll()
             self.collect()
 
     def dismiss(self) -> None:
@@ -368,9 +370,11 @@ class BlockPath(QueuePath):
         self, kind: int, head: int, offsets: list[int], lengths: list[int], first: int, readable: int, count: int
     ) -> tuple[int, int]:
         """Have the device handle what is rare; gives the status, and the bytes written."""
-        views = [self._window[offsets[part] : offsets[part] + lengths[part]] for part in range(first, first + count)]
-        request = Request(head, views[:readable], views[readable:])
         try:
+            views = [
+                self._window[offsets[part] : offsets[part] + lengths[part]] for part in range(first, first + count)
+            ]
+            request = Request(head, views[:readable], views[readable:])
             result = self._special(kind, request)
         except OSError as error:
             self._complain(error.errno or system.EIO)

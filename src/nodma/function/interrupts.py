@@ -171,7 +171,8 @@ class Interrupts:
                 pass
 
     def _unwire(self, fd: int) -> None:
-        self._eventfds = [-1 if wired == fd else wired for wired in self._eventfds]
-        if self._intx_fd == fd:
-            self._intx_fd = -1
-        os.close(fd)
+        with self.quiet():
+            self._eventfds = [-1 if wired == fd else wired for wired in self._eventfds]
+            if self._intx_fd == fd:
+                self._intx_fd = -1
+            os.close(fd)

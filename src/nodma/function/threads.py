@@ -86,6 +86,7 @@ class QueueThread:
     def close(self) -> None:
         """End it, once all that is outstanding was given back."""
         self.pause()
+        self.path.signal_fd = -1  # the vector may be another's by now
         self.path.drain()
         self.path.dismiss()
         self._closing = True

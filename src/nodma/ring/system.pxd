@@ -45,7 +45,9 @@ cdef extern from *:
     NODMA_TRANSFER(nodma_write, nodma_pwrite, nodma_pwritev2)
 
     static inline int nodma_sync(int fd) {
-        return fdatasync(fd) ? -errno : 0;
+        int failed;
+        do failed = fdatasync(fd); while (failed && errno == EINTR);
+        return failed ? -errno : 0;
     }
     static inline int nodma_signal(int fd) {
         uint64_t one = 1;

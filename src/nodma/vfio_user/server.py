@@ -5,6 +5,7 @@ The order in which QEMU 11.1 speaks, and what it is answered, is in docs/vfio-us
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -167,7 +168,8 @@ class Server:
                 reply = self._commands.answer(message)
             finally:
                 for fd in fds:  # whatever no command took
-                    os.close(fd)
+                    with contextlib.suppress(OSError):  # its file system's word; it is closed all the same
+                        os.close(fd)
             if reply is not None:
                 connection.send(*reply)
             if self._commands.hopeless:
