@@ -198,6 +198,15 @@ def test_threads_and_descriptors_end_with_the_queue(
     assert count_descriptors() == descriptors
 
 
+def test_a_client_that_left_cannot_ring_the_next_ones_bell(disk: Disk) -> None:
+    kept = os.dup(disk.core.doorbells[0])
+    disk.function.detach()
+    os.eventfd_write(kept, 1)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(disk.core.doorbells[0])
+    os.close(kept)
+
+
 def test_a_third_partys_device_is_served_by_the_vmms_thread(image: Path) -> None:
     """Its handlers are never called by two threads at once."""
     from nodma.device import Device, Queue, Request

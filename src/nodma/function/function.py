@@ -214,6 +214,7 @@ class PciFunction:
         whoever comes next. A window that is shared goes with its owner's client.
         """
         self._power_cycle()
+        self.core.renew_doorbells()
         self.interrupts.close()
         try:
             self.device.drain()

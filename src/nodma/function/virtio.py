@@ -413,6 +413,12 @@ class VirtioCore:
         signalled = sum(queue.path.interrupts for queue in self.queues if queue.path)
         return self.interrupts.delivered + self.counters.interrupts + signalled
 
+    def renew_doorbells(self) -> None:
+        """Give each queue another doorbell: a client that is gone may still hold the old one. The queues are reset."""
+        for index, fd in enumerate(self.doorbells):
+            os.close(fd)
+            self.doorbells[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
     def close(self) -> None:
         """Close what is open, the window excepted. The queues are reset."""
         for fd in (*self.doorbells, self.attention):
