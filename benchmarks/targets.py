@@ -1,4 +1,4 @@
-"""What is compared with what, and the ratios that are to be reached: issue 4's table, and the grid around it."""
+"""What is compared with what, and the ratios that are to be reached: the targets, and the grid around them."""
 
 from __future__ import annotations
 

@@ -198,6 +198,43 @@ def test_threads_and_descriptors_end_with_the_queue(
     assert count_descriptors() == descriptors
 
 
+@pytest.mark.parametrize("lacking", ["pipe", "thread"])
+def test_a_queue_that_cannot_be_served_leaves_nothing_behind(
+    make_function: Callable[..., PciFunction],
+    registers: Any,
+    count_descriptors: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: str,
+) -> None:
+    disk = Disk(make_function(threads=True), registers)
+    threads, descriptors = threading.active_count(), count_descriptors()
+    calls = []
+
+    def fails_at_the_second(*words: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 2:
+            raise OSError(24, "Too many open files") if lacking == "pipe" else RuntimeError("can't start new thread")
+        return real(*words)
+
+    real: Any = os.pipe2 if lacking == "pipe" else threading.Thread.start
+    with monkeypatch.context() as patch:
+        if lacking == "pipe":
+            patch.setattr(os, "pipe2", fails_at_the_second)
+        else:
+            patch.setattr(threading.Thread, "start", lambda thread: fails_at_the_second(thread))
+        disk.start()
+    assert disk.registers.status & Status.DEVICE_NEEDS_RESET
+    assert "cannot be served" in disk.core.reason
+    assert threading.active_count() == threads
+    del disk.ring  # its views keep nothing else open
+    assert count_descriptors() == descriptors
+    disk.registers.set(CommonCfg.device_status, 0)
+    disk.start()
+    disk.offer()
+    assert disk.interrupted()
+    os.close(disk.vector)
+
+
 def test_a_client_that_left_cannot_ring_the_next_ones_bell(disk: Disk) -> None:
     kept = os.dup(disk.core.doorbells[0])
     disk.function.detach()

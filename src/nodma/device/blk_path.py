@@ -111,6 +111,8 @@ class BlockPath(QueuePath):
 
     def drain(self) -> None:
         """Wait for all that is outstanding, and give it back. The loop does not run."""
+        if not self.outstanding:
+            return
         done = select.poll()  # unlike select, it takes descriptors of 1024 and more
         done.register(self._done_reader, select.POLLIN)
         while self.outstanding:

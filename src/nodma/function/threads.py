@@ -26,6 +26,8 @@ HELPERS: Final = 4
 class QueueThread:
     """Serves ``path`` while it is resumed; made paused. Used by one thread, that which talks to the VMM.
 
+    Raises OSError or RuntimeError, and leaves neither thread nor descriptor behind, if there are not enough of them.
+
     ``doorbell`` is an eventfd that wakes it, whoever signals it. ``attention`` is signalled when the path has an
     interrupt to give that it cannot give itself, and when it ended by itself: see :attr:`ended`.
     """
@@ -45,13 +47,19 @@ class QueueThread:
         path.watch(self._control)
         path.watch(doorbell)
         path.poll_for(poll_ns)
-        path.get_help()
-        self._threads = [threading.Thread(target=self._run, name="queue", daemon=True)]
-        self._threads += [
-            threading.Thread(target=work_path, args=(path,), name="helper", daemon=True) for _ in range(HELPERS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            path.get_help()
+            self._start(threading.Thread(target=self._run, name="queue", daemon=True))
+            for _ in range(HELPERS):
+                self._start(threading.Thread(target=work_path, args=(path,), name="helper", daemon=True))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, thread: threading.Thread) -> None:
+        thread.start()
+        self._threads.append(thread)
 
     def notify(self) -> None:
         """Have it look at its ring."""

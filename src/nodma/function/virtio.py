@@ -222,7 +222,7 @@ class VirtioCore:
 
     def enable(self, queue: VirtQueue) -> None:
         """Begin to use a queue, at the addresses that the driver set."""
-        if queue.enabled:
+        if queue.enabled or self.status & Status.DEVICE_NEEDS_RESET:
             return
         if not self.status & Status.FEATURES_OK:
             self.fail(f"queue {queue.queue.name} enabled before FEATURES_OK")
@@ -248,16 +248,25 @@ class VirtioCore:
         except BadRing as error:
             self._caught(queue, error)
             return
-        queue.path = path = self.device.make_path(queue.queue, ring)
-        if self.doorbells and isinstance(path, QueuePath):
-            doorbell = self.doorbells[self.queues.index(queue)]
-            alone = len(self._threaded) < len(os.sched_getaffinity(0))  # no more queues poll than there are cores
-            poll_ns = self._poll_ns if alone else 0
-            queue.thread = QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=poll_ns)
-            self._threaded.append(queue)
+        try:
+            queue.path = path = self.device.make_path(queue.queue, ring)
+            if self.doorbells and isinstance(path, QueuePath):
+                queue.thread = self._make_thread(queue, path)
+                self._threaded.append(queue)
+        except (OSError, RuntimeError) as error:  # no descriptor, or no thread, is to be had
+            if queue.path is not None:
+                queue.path.close()
+                queue.path = None
+            self.fail(f"queue {queue.queue.name} cannot be served: {error}")
+            return
         queue.enabled = True
         self._wake(queue)
         self._resume()
+
+    def _make_thread(self, queue: VirtQueue, path: QueuePath) -> QueueThread:
+        doorbell = self.doorbells[self.queues.index(queue)]
+        alone = len(self._threaded) < len(os.sched_getaffinity(0))  # no more queues poll than there are cores
+        return QueueThread(path, doorbell=doorbell, attention=self.attention, poll_ns=self._poll_ns if alone else 0)
 
     def move(self, reach: Reach | None) -> None:
         """Follow the window to where it is now; None while it is nowhere, and requests wait."""
