@@ -195,6 +195,27 @@ def test_a_message_longer_than_any_is_refused_and_skipped(stepped: Stepped) -> N
         assert len(stepped.server._connection._buffer) < 2 << 20  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("size", [1 << 30, 200], ids=["skipped", "awaited"])
+def test_descriptors_cannot_be_parked_piece_by_piece(
+    stepped: Stepped, count_descriptors: Callable[[], int], size: int
+) -> None:
+    """Each piece of a message may bring as many as a message may; a client that goes on so is let go, with them."""
+    stepped.settle()
+    before = count_descriptors()
+    with stepped.connect() as sock, Path(os.devnull).open() as nothing:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        sock.sendall(Header.codec.pack(2, Cmd.DMA_MAP, size, 0, 0)[: Header.size - 1])
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(40):
+                socket.send_fds(sock, [b"\0"], [nothing.fileno()] * 16)
+                stepped.settle()
+                assert count_descriptors() < before + 60
+        assert not stepped.server.connected
+    assert count_descriptors() == before
+    assert stepped.serves()
+
+
 def test_a_client_that_never_reads_costs_one_reply_and_one_buffer(stepped: Stepped) -> None:
     """100,000 messages, of which each wants a mebibyte back: what does not fit the socket is never made."""
     read = Header.codec.pack(9, Cmd.REGION_READ, 32, 0, 0) + RegionAccess.codec.pack(0, 2, POOL)

@@ -33,7 +33,7 @@ from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.failure import errno_of
 
 MAX_FDS = 16
-"""Descriptors that one message may carry; the kernel drops, and closes, what comes beyond."""
+"""Descriptors that one message may carry; of one piece of it the kernel drops, and closes, what comes beyond."""
 MAX_MESSAGE: Final = Header.size + RegionAccess.size + DEFAULT_MAX_TRANSFER
 """Bytes of the longest message."""
 PATIENCE_SECONDS: Final = 0.004
@@ -84,7 +84,7 @@ class Connection:
     def receive(self, wait: bool = False) -> bool:
         """Take what there is, or ``wait`` for something; tell whether anything came.
 
-        Raises Disconnected at the end of the stream.
+        Raises Disconnected at the end of the stream, ProtocolError for a message with more than MAX_FDS descriptors.
         """
         if self._begin == self._end and not self._fds:
             self._begin = self._end = 0
@@ -106,6 +106,9 @@ class Connection:
             # message in it.
             self._fds.append((self._end, fds))
             self._came = []
+            # Those of a message that is not whole yet, and of the next: no client that keeps to the limit has more.
+            if _count(self._fds) > 2 * MAX_FDS:
+                raise ProtocolError(f"a message brings more than {MAX_FDS} descriptors")
         return True
 
     def converse(self, endpoint: Endpoint, limit: int, until: float) -> None:
@@ -258,6 +261,11 @@ class Connection:
                 self._fds = deque((end - self._begin, fds) for end, fds in self._fds)
             self._buffer, self._begin, self._end = grown, 0, left
             self._bytes = memoryview(grown)
+
+
+def _count(waiting: deque[tuple[int, list[int]]]) -> int:
+    """Count descriptors whose messages are not whole."""
+    return sum(len(fds) for _, fds in waiting)
 
 
 def _close(fds: list[int]) -> None:
