@@ -106,6 +106,7 @@ class BlockDevice(Device):
         self._most = size_max * seg_max  # a longer request would keep the VMM waiting, and no driver makes one
         self._durable = False
         self._paths: list[BlockPath] = []
+        self._lost = memoryview(bytearray(1))
         self._done: Counter[str] = Counter()
         self._counting = threading.Lock()
 
@@ -127,6 +128,7 @@ class BlockDevice(Device):
         path = BlockPath(
             ring,
             self._special,
+            self._lost,
             fd=self.image.fd,
             buffered_fd=self.image.buffered_fd,
             size=self._size,

@@ -12,6 +12,7 @@ cdef unsigned int _SECTOR, _HEADER_BYTES, _KIND_MASK, _IN, _OUT, _FLUSH, _OK, _I
 cdef class BlockPath(QueuePath):
     cdef object _special
     cdef object _window
+    cdef unsigned char[::1] _lost
     cdef int _fd
     cdef int _buffered_fd
     cdef unsigned long long _sectors

@@ -47,13 +47,16 @@ class BlockPath(QueuePath):
     """The path of one request queue of a disk of ``size`` bytes, open as ``fd``.
 
     ``buffered_fd`` is the same image through the page cache, for what O_DIRECT refuses; with ``cached`` so is ``fd``.
-    A read or write moves at most ``most`` bytes. While ``durable`` is set, a write is not given back before it is.
+    ``lost`` is one byte for all queues of the image, set once a sync has failed: Linux tells that once, and what was
+    lost stays lost, so no flush succeeds after it. A read or write moves at most ``most`` bytes. While ``durable`` is
+    set, a write is not given back before it is.
     """
 
     def __init__(
         self,
         ring: DeviceRing,
         special: Special,
+        lost: memoryview,
         *,
         fd: int,
         buffered_fd: int,
@@ -64,6 +67,7 @@ class BlockPath(QueuePath):
     ) -> None:
         super().__init__(ring)
         self._special = special
+        self._lost = lost
         self._fd = fd
         self._buffered_fd = buffered_fd
         self._sectors = size // _SECTOR
@@ -319,9 +323,9 @@ class BlockPath(QueuePath):
             return _OK
         error = -system.sync(self._fd)
         if error:
+            self._lost[0] = 1
             self._complain(error)
-            return _IOERR
-        return _OK
+        return _IOERR if self._lost[0] else _OK
 
     def _leave(
         self, kind: int, head: int, sector: int, length: int, status: int, first: int, readable: int, last: int

@@ -108,6 +108,7 @@ class RemoteKeeper:
             self._channel.sendall(_REQUEST.pack(kind, generation))
             answer, fds, _, _ = socket.recv_fds(self._channel, _REPLY.size, 1)
         except OSError as error:
+            self._channel.close()  # a late answer must not be taken for that to another question
             raise Disconnected(f"the keeper of the shared pool does not answer: {error}") from error
         if len(answer) < _REPLY.size:
             raise Disconnected("the keeper of the shared pool is gone")

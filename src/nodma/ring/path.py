@@ -130,7 +130,8 @@ class QueuePath:
         if self.ring.publish():
             if self.signal_fd >= 0:
                 self.interrupts += 1
-                system.signal(self.signal_fd)
+                if system.signal(self.signal_fd) == -system.EINTR:  # full, and made to block: not signalled any more
+                    self.signal_fd = -1
             else:
                 self.wanted = True
 

@@ -80,6 +80,7 @@ cdef extern from *:
     }
     """
     int EAGAIN
+    int EINTR
     int EINVAL
     int EIO
     int EOPNOTSUPP

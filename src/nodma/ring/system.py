@@ -13,6 +13,7 @@ import select
 import time
 
 EAGAIN = errno.EAGAIN
+EINTR = errno.EINTR
 EINVAL = errno.EINVAL
 EIO = errno.EIO
 EOPNOTSUPP = errno.EOPNOTSUPP
