@@ -14,7 +14,7 @@ help: ## Say what can be made
 
 setup: $(STAMP) ## Make a virtual environment, build, install
 
-COMPILED := $(wildcard src/nodma/ring/*.p* src/nodma/*/*.pxd src/nodma/*/*_path.py src/nodma/vfio_user/stream.py)
+COMPILED := $(wildcard src/nodma/ring/*.p* src/nodma/*/*.pxd src/nodma/*/*_engine.py src/nodma/vfio_user/stream.py)
 
 $(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 	@tools/setup.sh $(PYTHON) $(VENV)
@@ -33,7 +33,7 @@ lint: setup
 
 unit: setup
 	$(BIN)/pytest --ignore=tests/guests
-	NODMA_PURE=1 $(BIN)/pytest -q tests/device tests/function tests/vfio_user tests/driver
+	NODMA_PURE=1 $(BIN)/pytest -q tests/device tests/pci_function tests/vfio_user tests/driver
 
 e2e: setup
 	$(BIN)/nodma demo --files 300 --requests 20000
@@ -50,5 +50,5 @@ chart: setup ## The same, and draw docs/performance.svg
 
 clean: ## Remove what was made
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f src/nodma/*/*.so src/nodma/*/*.c
+	rm -f src/nodma/*/*.so
 	rm -rf src/*.egg-info

@@ -8,9 +8,9 @@ from setuptools import Extension, setup
 COMPILED = (
     "nodma.ring.device_end",
     "nodma.ring.driver_end",
-    "nodma.ring.path",
-    "nodma.ring.loop",
-    "nodma.device.blk_path",
+    "nodma.ring.engine",
+    "nodma.ring.thread_main",
+    "nodma.device.blk_engine",
     "nodma.vfio_user.stream",
 )
 
@@ -30,7 +30,7 @@ def extensions() -> list[Extension]:
         "auto_pickle": False,
         "annotation_typing": False,  # the types are in the .pxd,
     }
-    built: list[Extension] = cythonize(modules, compiler_directives=directives)
+    built: list[Extension] = cythonize(modules, compiler_directives=directives, build_dir="build/cython")
     for module in built:
         module.optional = True  # cythonize forgets it
     return built

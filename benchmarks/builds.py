@@ -19,7 +19,7 @@ from benchmarks import path, ring
 from benchmarks.figures import Spread, paired_ratio
 from benchmarks.plan import Outcome, Plan, Tick
 from nodma.errors import NodmaError, UsageError
-from nodma.sizes import show_size
+from nodma.units import show_size
 
 DEPTH: Final = 32
 SIZES: Final = (4 << 10, 1 << 20)

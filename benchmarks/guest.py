@@ -20,7 +20,7 @@ from nodma.errors import GuestError
 from nodma.guest import Job, Kit, Machine, Shape
 from nodma.guest import Outcome as Ended
 from nodma.guest.accelerator import choose
-from nodma.process import DeviceProcess, qemu_device
+from nodma.hosting.process import DeviceProcess, qemu_device
 
 KERNEL: Final = "6.12"
 KINDS: Final = {"randread": "read", "randwrite": "write"}

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from nodma.driver import open_disk
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
 from nodma.ring import COMPILED
 
 

@@ -19,10 +19,10 @@ from benchmarks.disks import BareDisk, NodmaDisk, VhostDisk
 from benchmarks.figures import Measured
 from benchmarks.front import FrontEnd, Work
 from nodma.errors import NodmaError
-from nodma.evidence import ProcessView
 from nodma.guest.kit import Kit
 from nodma.guest.qemu import library_path, loader
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
+from nodma.procfs import ProcessView
 
 WINDOW: Final = 64 << 20
 """Bytes of the window that everybody gets."""

@@ -19,7 +19,7 @@ from benchmarks.figures import Measured, Spread, paired_ratio
 from benchmarks.front import measured
 from benchmarks.peers import INTERPRETED, OURS, cpu_seconds, pure_python
 from benchmarks.plan import Outcome, Plan, Tick, Verdict
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
 from nodma.spec.vfio_user import TYPE_COMMAND, Cmd, Header, Region, RegionAccess
 from nodma.vfio_user.client import Client
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nodma.device import BlockDevice, Queue
 from nodma.device.image import Image
-from nodma.function import PciFunction
+from nodma.pci_function import PciFunction
 from nodma.ring import COMPILED, RingLayout
 from nodma.spec.pci import Command, Type0Header
 from nodma.spec.vfio_user import Region

@@ -13,7 +13,7 @@ from benchmarks.figures import Measured, Spread
 from benchmarks.front import Work
 from benchmarks.peers import OURS
 from benchmarks.plan import Outcome, Plan, Tick, Verdict
-from nodma.sizes import show_size
+from nodma.units import show_size
 
 QUEUES: Final = (1, 2, 4, 8, 16)
 POOLS: Final = (1 << 20, 16 << 20, 256 << 20, 1 << 30)

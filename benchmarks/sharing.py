@@ -19,7 +19,7 @@ from benchmarks.figures import Spread, paired_ratio
 from benchmarks.plan import Outcome, Plan, Tick
 from examples.copy_disks import PIECE, copy
 from nodma.driver import BlockDisk, open_slot
-from nodma.process import Served
+from nodma.hosting.process import Served
 
 POOL: Final = "16M"
 COPY_DEPTH: Final = 4
@@ -144,7 +144,7 @@ def _flood(disk: BlockDisk) -> Iterator[None]:
         while disk.in_flight:
             for ticket in disk.wait():
                 if not stop.is_set():
-                    disk.submit_read(0, ticket.into)  # type: ignore[arg-type]
+                    disk.submit_read(0, ticket.destination)  # type: ignore[arg-type]
 
     thread = threading.Thread(target=drown)
     thread.start()

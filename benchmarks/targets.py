@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.front import Work
 from benchmarks.peers import BARE, DAEMON, DAEMON_BEST, INTERPRETED, OURS, Peer
-from nodma.sizes import show_size
+from nodma.units import show_size
 
 SMALL: Final = 4 << 10
 LARGE: Final = 1 << 20

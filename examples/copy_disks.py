@@ -6,7 +6,7 @@ Copy them:   python copy_disks.py a.sock b.sock
 
 import sys
 
-from nodma.driver import BlockDisk, Filled, Ticket, open_slot
+from nodma.driver import BlockDisk, PendingRequest, RetainedBuffer, open_slot
 
 PIECE = 512 << 10
 
@@ -14,23 +14,23 @@ PIECE = 512 << 10
 def copy(source: BlockDisk, target: BlockDisk, *, depth: int = 4) -> int:
     """Copy all of ``source`` to the beginning of ``target``, up to ``depth`` pieces at once; gives the bytes."""
     piece = min(PIECE, source.max_request, target.max_request)
-    reading: dict[Ticket, int] = {}
-    writing: dict[Ticket, Filled] = {}
+    reading: dict[PendingRequest, int] = {}
+    writing: dict[PendingRequest, RetainedBuffer] = {}
     at = 0
     while at < source.size or reading or writing:
         while at < source.size and len(reading) + len(writing) < depth:
-            ticket = source.submit_read_mapping(at, min(piece, source.size - at))
-            if ticket is None:  # the pool is full, until something is written
+            pending = source.submit_read_mapping(at, min(piece, source.size - at))
+            if pending is None:  # the pool is full, until something is written
                 break
-            reading[ticket] = at
+            reading[pending] = at
             at += min(piece, source.size - at)
         source.kick()
-        for ticket in source.wait() if not writing else source.reap():
-            filled = source.take(ticket)  # raises OSError if the read failed
-            writing[target.submit_write_mapping(filled, reading.pop(ticket))] = filled
-        for ticket in target.wait() if writing else ():
-            writing.pop(ticket).release()
-            target.check(ticket)  # raises OSError if the write failed
+        for pending in source.wait() if not writing else source.reap():
+            retained = source.take(pending)  # raises OSError if the read failed
+            writing[target.submit_write_mapping(retained, reading.pop(pending))] = retained
+        for pending in target.wait() if writing else ():
+            writing.pop(pending).release()
+            target.check(pending)  # raises OSError if the write failed
     target.flush()
     return at
 

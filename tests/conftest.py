@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, settings
 from nodma.builds import is_compiled, load_interpreted
 from nodma.device import BlockDevice
 from nodma.device.image import Image
-from nodma.function import PciFunction
+from nodma.pci_function import PciFunction
 from nodma.spec.pci import Command, Type0Header
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import Status

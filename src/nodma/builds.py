@@ -15,14 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-_RING: Final = ("nodma.ring.device_end", "nodma.ring.path")
+_RING: Final = ("nodma.ring.device_end", "nodma.ring.engine")
 
 COMPILED_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     "nodma.ring.device_end": (),
     "nodma.ring.driver_end": (),
-    "nodma.ring.path": ("nodma.ring.device_end",),
-    "nodma.ring.loop": _RING,
-    "nodma.device.blk_path": _RING,
+    "nodma.ring.engine": ("nodma.ring.device_end",),
+    "nodma.ring.thread_main": _RING,
+    "nodma.device.blk_engine": _RING,
     "nodma.vfio_user.stream": (),
 }
 """What setup.py compiles, and which others of these each needs, in the order to load them."""

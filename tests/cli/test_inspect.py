@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from nodma.cli import cli
 from nodma.cli.inspect_socket import MAX_QUEUES, inspect_regions
 from nodma.errors import Disconnected, NodmaError, ProtocolError, Refused
-from nodma.function import PoolKeeper, Share
 from nodma.pci import ConfigSpace
+from nodma.pci_function import PoolKeeper, SharedPoolConfig
 from nodma.spec.layout import Field
 from nodma.spec.pci import EXTENDED_CONFIG_SIZE
 from nodma.spec.profiles import DMB
@@ -347,7 +347,7 @@ def test_either_profile_and_shared_regions_are_shown_with_nothing_wrong(
 ) -> None:
     keeper = PoolKeeper(1 << 20)
     if "share" in options:
-        options = {"share": Share(keeper, None if options["share"] == "owner" else options["share"])}
+        options = {"share": SharedPoolConfig(keeper, None if options["share"] == "owner" else options["share"])}
     with make_served(**options).running() as served:
         shown = run("-vv", served.path).output
     keeper.close()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nodma.driver import open_disk
-from nodma.evidence import ProcessView
+from nodma.procfs import ProcessView
 from nodma.spec.vfio_user import Irq, IrqSetFlag, Region
 from nodma.spec.virtio_pci import VIRTIO_VENDOR
 from nodma.vfio_user import Client

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nodma.driver import BlockDisk, open_disk, open_slot
-from nodma.evidence import ProcessView
+from nodma.procfs import ProcessView
 
 NODMA = [sys.executable, "-m", "nodma", "serve"]
 PAIR = ["blk,image=a.img,socket=a.sock", "blk,image=b.img,socket=b.sock,serial=second"]

@@ -44,7 +44,7 @@ def test_for_people() -> None:
         (["blk,width=3"], "a disk has no 'width'"),
         (["blk,depth"], "depth needs a number"),
         (["blk,depth=many"], "'many' is no size"),
-        (["blk", "--slot", "3K"], "powers of two"),
+        (["blk", "--slot-size", "3K"], "powers of two"),
         (["blk", "--share", "--profile", "dmb"], "cannot share a pool"),
     ],
 )

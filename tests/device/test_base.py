@@ -9,7 +9,7 @@ import pytest
 
 from nodma import Device, Layout, Queue, Request, le32
 from nodma.errors import UsageError
-from nodma.function import PciFunction
+from nodma.pci_function import PciFunction
 from nodma.ring import DriverRing, RingLayout
 from nodma.spec.virtio import Feature, Status
 from nodma.spec.virtio_pci import CommonCfg

@@ -35,7 +35,7 @@ Made = Callable[..., BlockDevice]
 def build(request: pytest.FixtureRequest, load_build: Callable[[str, str], ModuleType]) -> Iterator[str]:
     """Paths and rings of one build."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nodma.device.blk.BlockPath", load_build("nodma.device.blk_path", request.param).BlockPath)
+        patch.setattr("nodma.device.blk.BlockEngine", load_build("nodma.device.blk_engine", request.param).BlockEngine)
         patch.setattr(Asked, "ring", load_build("nodma.ring.device_end", request.param).DeviceRing)
         yield request.param
 
@@ -74,7 +74,7 @@ class Asked:
                 at += len(data) + 3
             assert driver.add(parts[: len(readable)], parts[len(readable) :], self)
             driver.publish()
-            path = device.make_path(device.queues[0], ring)
+            path = device.make_engine(device.queues[0], ring)
             assert path.serve(4) == IDLE
             path.close()
             ((_, self.written),) = driver.reap(4)
@@ -126,7 +126,7 @@ def test_without_flush_each_write_is_durable(
     assert bool(device.features & BlkFeature.FLUSH.mask) == (without == "driver")
     ask(device, BlkType.OUT, 0, b"w" * 4096)
     ask(disk(), BlkType.OUT, 0, b"w" * 4096)
-    assert [path.durable for path in device._paths] == [True]
+    assert [engine.durable for engine in device._engines] == [True]
     assert flags == ([os.RWF_DSYNC, 0] if build == "interpreted" else [])  # compiled, it is not Python that writes
 
 

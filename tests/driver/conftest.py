@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nodma.function import PoolKeeper, Share
+from nodma.pci_function import PoolKeeper, SharedPoolConfig
 
 POOL = 1 << 20
 
@@ -25,7 +25,7 @@ class SlotOfDisks:
             image = tmp_path / f"disk{number}.img"
             sector = b"".join((number << 24 | at).to_bytes(4, "little") * 128 for at in range(2048))
             image.write_bytes(sector)
-            share = Share(self.keeper, None if number == 0 else 0)
+            share = SharedPoolConfig(self.keeper, None if number == 0 else 0)
             self.images.append(image)
             self.served.append(make_served(share=share, pool=pool, image=image, path=tmp_path / f"disk{number}.sock"))
         self.functions = [served.function for served in self.served]

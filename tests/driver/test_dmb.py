@@ -9,8 +9,8 @@ import pytest
 
 from nodma.driver import VfioUserBus, VirtioPci, open_disk
 from nodma.errors import DeviceFailed, NegotiationError, ProbeError
-from nodma.function import PciFunction
 from nodma.pci import ConfigSpace
+from nodma.pci_function import PciFunction
 from nodma.spec.dmb import SHM_ID
 from nodma.spec.profiles import DMB, SWIOTLB
 from nodma.spec.virtio import Feature, Status

@@ -13,8 +13,8 @@ import pytest
 
 from nodma.driver import VfioUserBus, VirtioPci, open_disk
 from nodma.errors import Disconnected, NegotiationError, NodmaError, ProbeError, ProtocolError
-from nodma.function import PciFunction
 from nodma.pci import ConfigSpace
+from nodma.pci_function import PciFunction
 from nodma.spec.pci import Type0Header
 from nodma.spec.vfio_user import Cmd, Header, Region, Version
 from nodma.spec.virtio_pci import CfgType, VirtioPciCap

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from nodma.errors import UsageError
-from nodma.function import PciFunction
 from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
-from nodma.process import DeviceProcess, Served
+from nodma.hosting.process import DeviceProcess, Served
+from nodma.pci_function import PciFunction
 from nodma.vfio_user import Server
 from nodma.vfio_user.listener import make_listener
 

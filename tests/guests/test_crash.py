@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from nodma.errors import GuestError
-from nodma.evidence import ProcessView
 from nodma.guest import Job, Kernel
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
+from nodma.procfs import ProcessView
 
 pytestmark = pytest.mark.timeout(240)
 RECORDS = 25

@@ -9,8 +9,8 @@ import pytest
 
 from nodma.device import BlockDevice
 from nodma.device.image import Image
-from nodma.function import PciFunction, PoolKeeper, Share
 from nodma.guest import Job, Kernel
+from nodma.pci_function import PciFunction, PoolKeeper, SharedPoolConfig
 
 pytestmark = pytest.mark.timeout(240)
 POOL = 1 << 20
@@ -83,7 +83,7 @@ def test_a_reservation_keeps_room_beside_a_flood(lab: Any, newest: Kernel) -> No
     keeper = PoolKeeper(POOL)
     images = [lab.image(name, 8 << 20) for name in ("owner", "sharer")]
     owner, sharer = (
-        Sleeper(BlockDevice(Image(image), pool=POOL // 2), pool=POOL, share=Share(keeper, number))
+        Sleeper(BlockDevice(Image(image), pool=POOL // 2), pool=POOL, share=SharedPoolConfig(keeper, number))
         for image, number in zip(images, (None, 0), strict=True)
     )
     job = Job((lab.scenarios / "flood.sh").read_text(), drivers=["nodma", "virtio_blk"], programs=["fio"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodma.guest import Job, Kernel, Shape
-from nodma.sizing import Disk, need, pool_for
+from nodma.pool_sizing import Disk, pool_for, slots_needed
 from nodma.spec.profiles import PROFILES
 
 pytestmark = pytest.mark.timeout(240)
@@ -25,7 +25,7 @@ WITHIN = 0.15
     ids=lambda value: f"depth {value.depth}, {value.request >> 10}K" if isinstance(value, Disk) else str(value),
 )
 def test_the_bill_is_what_a_guest_takes(lab: Any, newest: Kernel, disk: Disk, jobs: int, profile: str) -> None:
-    bill = need(disk)
+    bill = slots_needed(disk)
     pool = pool_for([bill], PROFILES[profile])
     load = f"depth={disk.depth // jobs}\njobs={jobs}\nsize={disk.request}\n".encode()
     run = lab.run(
@@ -53,5 +53,5 @@ def test_the_bill_of_a_shared_pool_is_the_sum(lab: Any, newest: Kernel) -> None:
     jobs = "".join(f"[{name}]\nfilename=/dev/{name}\n{load}" for name in ("vda", "vdb"))
     job = Job(script, drivers=["nodma", "virtio_blk"], programs=["fio"], files={"load": jobs.encode()})
     run = lab.run_slot(newest, job, [lab.image("one"), lab.image("two")], "--pool", "4M")
-    peak, bill = int(run.outcome.file("peak")), 2 * need(disk).slots
+    peak, bill = int(run.outcome.file("peak")), 2 * slots_needed(disk).slots
     assert abs(peak - bill) <= WITHIN * bill, (peak, bill)

@@ -12,9 +12,9 @@ import pytest
 
 from nodma.device import BlockDevice, Device, Queue
 from nodma.device.image import Image
-from nodma.function import PciFunction, PoolKeeper, Share
-from nodma.function.presence import make_capabilities
 from nodma.guest import Job, Kernel, Machine, Shape
+from nodma.pci_function import PciFunction, PoolKeeper, SharedPoolConfig
+from nodma.pci_function.capabilities import make_capabilities
 from nodma.ring import Request
 from nodma.spec.pci import Capability, MsixCapability
 from nodma.spec.profiles import DMB
@@ -39,7 +39,7 @@ class Liar(PciFunction):
             lie(made, made[-1])  # the region's is the last
             return made
 
-        with mock.patch("nodma.function.function.make_capabilities", told):
+        with mock.patch("nodma.pci_function.function.make_capabilities", told):
             super().__init__(BlockDevice(Image(image), pool=POOL), pool=POOL, **more)
 
 
@@ -158,7 +158,7 @@ SLOT_17: dict[str, tuple[int | None, Lie]] = {
 def test_capabilities_that_lie_are_refused_with_a_reason(lab: Any, kernel: Kernel) -> None:
     keepers = [PoolKeeper(POOL), PoolKeeper(POOL)]
     sharing = [
-        [{"lie": lie, "share": Share(keeper, owner)} for owner, lie in slot.values()]
+        [{"lie": lie, "share": SharedPoolConfig(keeper, owner)} for owner, lie in slot.values()]
         for keeper, slot in zip(keepers, (SLOT_16, SLOT_17), strict=True)
     ]
     slots: list[list[dict[str, Any]]] = [

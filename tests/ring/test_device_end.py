@@ -273,7 +273,7 @@ def test_a_region_may_be_less_than_the_window(device_end: ModuleType, window: Wi
 
 
 def test_addresses_follow_the_window(ring: Ring) -> None:
-    ring.ring.move(2 * BASE)
+    ring.ring.rebase(2 * BASE)
     ring.desc(0, 2 * BASE + DATA, 8, WRITE)
     ring.desc(1, BASE + DATA, 8, WRITE)
     ring.offer(0, 1)

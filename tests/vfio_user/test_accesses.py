@@ -35,8 +35,8 @@ class Registers:
     regions: Any = None
     interrupts: Any = None
     window: Any = None
-    attention = -1
-    urgent = False
+    wakeup_fd = -1
+    main_thread_must_interrupt = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
@@ -92,9 +92,9 @@ def test_accesses_are_answered_until_something_else_comes(pair: Pair) -> None:
         Header.codec.pack(1, Cmd.REGION_READ, 36, 1, 0) + read(1, 4)[16:] + b"\4\5\6\7"
         + Header.codec.pack(2, Cmd.REGION_WRITE, 32, 1, 0) + write(2, 8, b"data")[16:32]
     )  # fmt: skip
-    assert connection.taken == 2
+    assert connection.messages_seen == 2
     assert [message[0] for message in connection.messages()] == [3, 4]
-    assert connection.taken == 4
+    assert connection.messages_seen == 4
 
 
 def test_no_access_is_answered_before_version(pair: Pair) -> None:
@@ -103,30 +103,30 @@ def test_no_access_is_answered_before_version(pair: Pair) -> None:
     theirs.sendall(read(1, 4, count=0))
     connection.receive()
     connection.answer_accesses(commands.endpoint, commands.access_limit)
-    assert connection.taken == 0
+    assert connection.messages_seen == 0
 
 
 def test_a_conversation_ends_when_the_client_says_something_else(pair: Pair) -> None:
     connection, theirs = pair
     theirs.sendall(read(1, 4) + RESET)
-    connection.converse(Registers(), LIMIT, LATER)
+    connection.serve_accesses(Registers(), LIMIT, LATER)
     assert [message[0] for message in connection.messages()] == [3]
 
 
 def test_a_conversation_ends_when_the_client_is_silent(pair: Pair) -> None:
     connection, theirs = pair
     theirs.sendall(read(1, 4))
-    connection.converse(Registers(), LIMIT, time.monotonic() + 60)
-    assert connection.taken == 1
+    connection.serve_accesses(Registers(), LIMIT, time.monotonic() + 60)
+    assert connection.messages_seen == 1
     theirs.sendall(read(2, 4)[:20])  # half a message
-    connection.converse(Registers(), LIMIT, LATER)
+    connection.serve_accesses(Registers(), LIMIT, LATER)
     theirs.sendall(read(2, 4)[20:])
     connection.receive()
-    connection.converse(Registers(), LIMIT, LATER)
-    assert connection.taken == 2
+    connection.serve_accesses(Registers(), LIMIT, LATER)
+    assert connection.messages_seen == 2
     theirs.close()
     with pytest.raises(Disconnected):
-        connection.converse(Registers(), LIMIT, LATER)
+        connection.serve_accesses(Registers(), LIMIT, LATER)
 
 
 def test_a_conversation_ends_when_its_time_is_over(pair: Pair) -> None:
@@ -135,7 +135,7 @@ def test_a_conversation_ends_when_its_time_is_over(pair: Pair) -> None:
     theirs.sendall(read(1, 4))
     connection.receive()
     theirs.sendall(read(2, 4))
-    connection.converse(registers, LIMIT, PAST)
+    connection.serve_accesses(registers, LIMIT, PAST)
     assert registers.calls == [("read", 0, 4, 4), ("service",)]
 
 
@@ -146,7 +146,7 @@ def test_a_conversation_ends_when_there_is_work(pair: Pair) -> None:
     theirs.sendall(write(1, 4, b"go"))
     connection.receive()
     theirs.sendall(read(2, 4))
-    connection.converse(registers, LIMIT, LATER)
+    connection.serve_accesses(registers, LIMIT, LATER)
     assert registers.calls == [("write", 0, 4, b"go"), ("service",)]
 
 
@@ -156,7 +156,7 @@ def test_accesses_wait_while_the_client_does_not_read(pair: Pair) -> None:
     theirs.sendall(read(1, 4))
     connection.receive()
     connection.send(b"r" * (1 << 20))
-    connection.converse(registers, LIMIT, LATER)
+    connection.serve_accesses(registers, LIMIT, LATER)
     assert registers.calls == []
     while connection.blocked:
         theirs.recv(1 << 16)
@@ -165,9 +165,9 @@ def test_accesses_wait_while_the_client_does_not_read(pair: Pair) -> None:
     assert registers.calls == [("read", 0, 4, 4)]
 
 
-@pytest.mark.parametrize("urgent", [False, True])
+@pytest.mark.parametrize("main_thread_must_interrupt", [False, True])
 def test_a_server_stays_with_its_client_if_nothing_is_urgent(
-    make_served: Any, monkeypatch: pytest.MonkeyPatch, urgent: bool
+    make_served: Any, monkeypatch: pytest.MonkeyPatch, main_thread_must_interrupt: bool
 ) -> None:
     served = make_served()
     with served.connect() as client:
@@ -176,10 +176,11 @@ def test_a_server_stays_with_its_client_if_nothing_is_urgent(
         served.server.step(0)
         services: list[int] = []
         monkeypatch.setattr(served.function, "service", lambda: bool(services.append(1)))
-        monkeypatch.setattr(served.function.core, "urgent", urgent)
+        monkeypatch.setattr(served.function.core, "main_thread_must_interrupt", main_thread_must_interrupt)
         client.sendall(read(1, 4))
         served.server.step()
-        assert (len(services) == 1) == urgent  # before it waits for its client, it asks whether there is work
+        # before it waits for its client, it asks whether there is work
+        assert (len(services) == 1) == main_thread_must_interrupt
     served.close()
 
 
@@ -217,7 +218,7 @@ def played(stream: ModuleType, parts: list[bytes], fds: set[int], *, itself: boo
                 got += theirs.recv(1 << 16, socket.MSG_DONTWAIT)
     connection.close()
     os.close(stray)
-    return got, registers.calls, connection.taken
+    return got, registers.calls, connection.messages_seen
 
 
 def take_up(connection: Connection, commands: Commands, itself: bool) -> None:

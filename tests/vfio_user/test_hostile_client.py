@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nodma.device import BlockDevice
 from nodma.device.image import Image
-from nodma.function import PciFunction
+from nodma.pci_function import PciFunction
 from nodma.ring import RingLayout
 from nodma.spec.vfio_user import Cmd, Header, RegionAccess, Version
 from nodma.spec.virtio import Descriptor, Status

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from nodma.demo.story import Findings, tell
-from nodma.sizes import show_size
+from nodma.units import show_size
 
 _WIDTH = 100
 """Columns to fill where there is no terminal to ask."""

@@ -23,7 +23,7 @@ from nodma.guest.kit import clean as clean_kit
 from nodma.guest.kit import set_up, short_name
 from nodma.guest.machine import run_shell
 from nodma.guest.prove import prove as make_proof
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
 
 _NOT_RUN = 125
 """The exit code of `run --script` when no status came from the script."""

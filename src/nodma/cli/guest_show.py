@@ -16,7 +16,7 @@ from nodma.guest.doctor import Finding
 from nodma.guest.job import PROGRAMS
 from nodma.guest.kit import short_name
 from nodma.guest.prove import Proof
-from nodma.sizes import show_size
+from nodma.units import show_size
 
 
 def make_bar(console: Console, *, hidden: bool) -> Progress:

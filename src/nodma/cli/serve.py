@@ -8,8 +8,8 @@ import click
 
 from nodma.cli.serve_slot import serve_slot
 from nodma.device.image import Cache
-from nodma.host import HostOptions, host, host_options
-from nodma.slot.devices import block_device
+from nodma.hosting.host import HostOptions, host, host_options
+from nodma.hosting.slot_devices import block_device
 
 
 class _Serve(click.Group):

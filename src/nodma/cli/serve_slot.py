@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from nodma.host import Size, start_log
-from nodma.process import qemu_device
-from nodma.sizes import show_size
-from nodma.slot.config import (
+from nodma.hosting.host import Size, start_log
+from nodma.hosting.process import qemu_device
+from nodma.hosting.single_process import SingleProcess
+from nodma.hosting.slot_config import (
     DEFAULT_SLOT,
     FunctionConfig,
     Processes,
@@ -24,9 +24,9 @@ from nodma.slot.config import (
     make_config,
     parse_function,
 )
-from nodma.slot.in_one import InOne
-from nodma.slot.supervise import Child, Supervisor
+from nodma.hosting.supervisor import Child, Supervisor
 from nodma.spec.profiles import PROFILES, SWIOTLB, Policy
+from nodma.units import show_size
 
 _DIED = 1
 
@@ -78,7 +78,7 @@ def serve_slot(*, functions: tuple[str, ...], config: Path | None, verbose: int,
 
 def _serve(slot: SlotConfig, verbose: int, as_json: bool) -> list[dict[str, Any]]:
     if slot.processes is Processes.ONE:
-        with InOne(slot) as running:
+        with SingleProcess(slot) as running:
             described = [function.device.describe() for function in running.functions]
             return _run(running, slot, described, as_json)
     with Supervisor(slot, died=lambda child, status: _say_death(child, status, as_json), verbose=verbose) as running:
@@ -86,7 +86,9 @@ def _serve(slot: SlotConfig, verbose: int, as_json: bool) -> list[dict[str, Any]
         return _run(running, slot, described, as_json)
 
 
-def _run(running: InOne | Supervisor, slot: SlotConfig, described: list[str], as_json: bool) -> list[dict[str, Any]]:
+def _run(
+    running: SingleProcess | Supervisor, slot: SlotConfig, described: list[str], as_json: bool
+) -> list[dict[str, Any]]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     _announce(slot, described, as_json)

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from nodma.cli.console import make_console
 from nodma.errors import UsageError
-from nodma.host import Size
-from nodma.sizes import parse_size, show_size
-from nodma.sizing import Disk, Need, need, pool_for
-from nodma.slot.config import parse_function
+from nodma.hosting.host import Size
+from nodma.hosting.slot_config import parse_function
+from nodma.pool_sizing import Disk, SlotDemand, pool_for, slots_needed
 from nodma.spec.profiles import PROFILES, SWIOTLB
+from nodma.units import parse_size, show_size
 
 _KEYS: Final = ("queues", "depth", "request", "queue_size", "count")
 
@@ -26,7 +26,7 @@ _KEYS: Final = ("queues", "depth", "request", "queue_size", "count")
 @click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
 @click.option("--share", is_flag=True, help="One pool for all; else each has its own.")
 @click.option("--at-once", type=click.IntRange(1), metavar="N", help="With --share: devices that are busy at once.")
-@click.option("--slot", type=Size(), default="2K", show_default=True, help="Bytes of a slot.")
+@click.option("--slot-size", "slot", type=Size(), default="2K", show_default=True, help="Bytes of a bounce slot.")
 @click.option("--page", type=Size(), default="4K", show_default=True, help="Bytes of a page of the guest.")
 @click.option(
     "--profile", type=click.Choice(list(PROFILES)), default=SWIOTLB.name, show_default=True, help="Wire profile."
@@ -58,7 +58,7 @@ def size(
 @dataclass(frozen=True, slots=True)
 class _Line:
     name: str
-    need: Need
+    need: SlotDemand
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _lines(text: str, slot: int, page: int) -> list[_Line]:
     count = values.pop("count", 1)
     disk = Disk(**values)
     return [_Line(f"blk, {disk.queues} x {disk.queue_size}, depth {disk.depth}, {show_size(disk.request)}",
-                  need(disk, slot=slot, page=page))] * count  # fmt: skip
+                  slots_needed(disk, slot=slot, page=page))] * count  # fmt: skip
 
 
 def _number(text: str, key: str, value: Any) -> int:
@@ -99,7 +99,7 @@ def _shared(lines: list[_Line], at_once: int | None, profile: str, slot: int) ->
     """All rings, and the requests of those devices that are busy at once: the largest, if not all are."""
     by_size = sorted((line.need for line in lines), key=lambda one: one.requests, reverse=True)
     busy = len(lines) if at_once is None else at_once
-    idle = [Need(one.rings, 0, 0) for one in by_size[busy:]]
+    idle = [SlotDemand(one.rings, 0, 0) for one in by_size[busy:]]
     return _Bill(lines, [pool_for([*by_size[:busy], *idle], PROFILES[profile], slot=slot)])
 
 

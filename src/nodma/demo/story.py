@@ -16,8 +16,8 @@ from nodma.demo import ext4
 from nodma.demo.tree import Tree, digest_tree, make_tree
 from nodma.driver import BlockDisk, VfioUserBus
 from nodma.errors import NodmaError
-from nodma.evidence import Descriptor, MappedRange, ProcessView
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
+from nodma.procfs import Descriptor, MappedRange, ProcessView
 from nodma.window import Direction, Window
 
 _CHUNK: Final = 4 << 20

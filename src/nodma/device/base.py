@@ -22,15 +22,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from nodma.device.handler_path import HandlerPath
+from nodma.device.handler_engine import HandlerEngine
 from nodma.errors import BadRing, UsageError
 from nodma.ring import DeviceRing, Request
 from nodma.spec.layout import Layout
 from nodma.spec.virtio import MAX_QUEUE_SIZE
 
 
-class Path(Protocol):
-    """The path of a queue's requests, off the ring and back. See :class:`nodma.ring.QueuePath`."""
+class Engine(Protocol):
+    """The engine of a queue's requests, off the ring and back. See :class:`nodma.ring.QueueEngine`."""
 
     wanted: bool
     """The driver wants an interrupt; whoever gives it sets this to False."""
@@ -41,7 +41,7 @@ class Path(Protocol):
 
     @property
     def interrupts(self) -> int:
-        """Interrupts that the path signalled itself."""
+        """Interrupts that the engine signalled itself."""
 
     def serve(self, turns: int) -> int:
         """Handle up to ``turns`` batches: gives IDLE, BUSY or FAULT."""
@@ -52,14 +52,14 @@ class Path(Protocol):
     def disarm(self) -> None:
         """Ask for no notifications."""
 
-    def move(self, base: int) -> None:
+    def rebase(self, base: int) -> None:
         """Follow the window to another bus address."""
 
     def explain(self) -> BadRing:
         """Say what was wrong, after FAULT."""
 
     def close(self) -> None:
-        """Close what the path opened."""
+        """Close what the engine opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +112,17 @@ class Device:
         """Say what this is, for the ready line."""
         return type(self).__name__
 
-    def make_path(self, queue: Queue, ring: DeviceRing) -> Path:
-        """Make the path of the requests of ``queue``, which the driver has just enabled."""
+    def make_engine(self, queue: Queue, ring: DeviceRing) -> Engine:
+        """Make the engine of the requests of ``queue``, which the driver has just enabled."""
         handler = self._handler(queue)
         if queue.batch:
-            return HandlerPath(ring, handler)
+            return HandlerEngine(ring, handler)
 
         def each(requests: list[Request]) -> None:
             for request in requests:
                 handler(request)
 
-        return HandlerPath(ring, each)
+        return HandlerEngine(ring, each)
 
     def check(self) -> None:
         """Raise UsageError unless each queue has what handles its requests."""

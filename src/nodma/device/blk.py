@@ -11,7 +11,6 @@ from nodma.device.base import Device, Queue
 from nodma.device.image import Cache, Image
 from nodma.errors import UsageError
 from nodma.ring import DeviceRing, Request
-from nodma.sizes import show_size
 from nodma.spec.virtio import DeviceType
 from nodma.spec.virtio_blk import (
     ID_BYTES,
@@ -23,11 +22,12 @@ from nodma.spec.virtio_blk import (
     BlkStatus,
     BlkType,
 )
+from nodma.units import show_size
 
 if TYPE_CHECKING:
-    from nodma.device.blk_path import BlockPath
+    from nodma.device.blk_engine import BlockEngine
 else:
-    BlockPath = load("nodma.device.blk_path").BlockPath
+    BlockEngine = load("nodma.device.blk_engine").BlockEngine
 
 MAX_QUEUES: Final = 256
 QUEUE_SIZE: Final = 256
@@ -105,8 +105,8 @@ class BlockDevice(Device):
         self._size = image.size
         self._most = size_max * seg_max  # a longer request would keep the VMM waiting, and no driver makes one
         self._durable = False
-        self._paths: list[BlockPath] = []
-        self._lost = memoryview(bytearray(1))
+        self._engines: list[BlockEngine] = []
+        self._sync_failed = memoryview(bytearray(1))
         self._done: Counter[str] = Counter()
         self._counting = threading.Lock()
 
@@ -117,18 +117,18 @@ class BlockDevice(Device):
     def start(self, features: int) -> None:
         """A driver that did not take FLUSH may believe in a write-through cache (5.2.5.1): be one."""
         self._durable = not features & BlkFeature.FLUSH.mask
-        for path in self._paths:
-            path.durable = self._durable
+        for engine in self._engines:
+            engine.durable = self._durable
 
     def check(self) -> None:
         """All queues are alike, and handled by paths of their own."""
 
-    def make_path(self, queue: Queue, ring: DeviceRing) -> BlockPath:  # noqa: ARG002 - all queues are alike
-        """Make the path of the requests of a queue."""
-        path = BlockPath(
+    def make_engine(self, queue: Queue, ring: DeviceRing) -> BlockEngine:  # noqa: ARG002 - all queues are alike
+        """Make the engine of a queue."""
+        engine = BlockEngine(
             ring,
-            self._special,
-            self._lost,
+            self._handle_rare,
+            self._sync_failed,
             fd=self.image.fd,
             buffered_fd=self.image.buffered_fd,
             size=self._size,
@@ -136,15 +136,15 @@ class BlockDevice(Device):
             read_only=self._read_only,
             cached=self.image.cache is not Cache.NONE,
         )
-        path.durable = self._durable
-        self._paths.append(path)
-        return path
+        engine.durable = self._durable
+        self._engines.append(engine)
+        return engine
 
     def reset(self) -> None:
         """Forget the paths, not what they counted."""
-        for path in self._paths:
-            self._done.update(_counted(path))
-        self._paths.clear()
+        for engine in self._engines:
+            self._done.update(_counted(engine))
+        self._engines.clear()
 
     def drain(self) -> None:
         """Sync the image."""
@@ -162,11 +162,11 @@ class BlockDevice(Device):
             "reads", "bytes_read", "writes", "bytes_written", "flushes", "discards", "write_zeroes", "errors",
         )  # fmt: skip
         total = Counter(self._done)
-        for path in self._paths:
-            total.update(_counted(path))
+        for engine in self._engines:
+            total.update(_counted(engine))
         return {name: total[name] for name in names}
 
-    def _special(self, kind: int, request: Request) -> int:
+    def _handle_rare(self, kind: int, request: Request) -> int:
         """Handle a request that is rare; gives its status. A failing image raises OSError."""
         if kind == BlkType.GET_ID:
             return _OK if request.write(self._serial.ljust(ID_BYTES, b"\0")) else _IOERR
@@ -197,13 +197,13 @@ class BlockDevice(Device):
         return _OK
 
 
-def _counted(path: BlockPath) -> dict[str, int]:
-    """What a path counted."""
+def _counted(engine: BlockEngine) -> dict[str, int]:
+    """Count what an engine did."""
     return {
-        "reads": path.reads,
-        "bytes_read": path.bytes_read,
-        "writes": path.writes,
-        "bytes_written": path.bytes_written,
-        "flushes": path.flushes,
-        "errors": path.errors,
+        "reads": engine.reads,
+        "bytes_read": engine.bytes_read,
+        "writes": engine.writes,
+        "bytes_written": engine.bytes_written,
+        "flushes": engine.flushes,
+        "errors": engine.errors,
     }

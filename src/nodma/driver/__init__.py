@@ -7,9 +7,9 @@
         disk.flush()
 """
 
-from nodma.driver.blk import BlockDisk, Ticket, open_disk
+from nodma.driver.blk import BlockDisk, PendingRequest, open_disk
 from nodma.driver.bus import PciBus
-from nodma.driver.filled import Filled
+from nodma.driver.retained_buffer import RetainedBuffer
 from nodma.driver.slot import Slot, open_slot
 from nodma.driver.sysfs_bus import SysfsBus
 from nodma.driver.vfio_user_bus import VfioUserBus
@@ -17,11 +17,11 @@ from nodma.driver.virtio import VirtioPci
 
 __all__ = [
     "BlockDisk",
-    "Filled",
     "PciBus",
+    "PendingRequest",
+    "RetainedBuffer",
     "Slot",
     "SysfsBus",
-    "Ticket",
     "VfioUserBus",
     "VirtioPci",
     "open_disk",

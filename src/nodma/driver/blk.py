@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodma.driver.bus import PciBus
-from nodma.driver.filled import Filled
+from nodma.driver.retained_buffer import RetainedBuffer
 from nodma.driver.sysfs_bus import SysfsBus
 from nodma.driver.vfio_user_bus import VfioUserBus
 from nodma.driver.virtio import VirtioPci
@@ -31,7 +31,7 @@ from nodma.spec.virtio_blk import (
     BlkType,
 )
 from nodma.spec.virtio_pci import MODERN_DEVICE_BASE, NO_VECTOR
-from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolShare, PoolStats
+from nodma.window import SLOT, BouncePool, Direction, Mapping, PoolStats, ReservedPool
 
 _WANTED: Final = sum(
     feature.mask
@@ -72,22 +72,27 @@ ReadBuffer = bytes | bytearray | memoryview
 WriteBuffer = bytearray | memoryview
 
 
-class Ticket:
+class PendingRequest:
     """A request on its way. ``done`` once the device gave it back; ``status`` is then what it said.
 
-    Its ``mappings`` are unmapped then; unless it ``keeps`` them, and all went well.
+    Its ``mappings`` are unmapped then; unless it is to ``retain_slots``, and all went well.
     """
 
-    __slots__ = ("cell", "done", "into", "keeps", "least", "mappings", "status")
+    __slots__ = ("cell", "destination", "done", "mappings", "min_written", "retain_slots", "status")
 
     def __init__(
-        self, mappings: Sequence[Mapping], into: memoryview | None = None, *, least: int = 0, keeps: bool = False
+        self,
+        mappings: Sequence[Mapping],
+        destination: memoryview | None = None,
+        *,
+        min_written: int = 0,
+        retain_slots: bool = False,
     ) -> None:
         self.cell = 0
         self.mappings = mappings
-        self.into = into
-        self.least = least  # bytes that the device must have written, or not all is well
-        self.keeps = keeps
+        self.destination = destination
+        self.min_written = min_written  # bytes that the device must have written, or not all is well
+        self.retain_slots = retain_slots
         self.done = False
         self.status = _NOT_DONE
 
@@ -143,7 +148,7 @@ class BlockDisk:
         self._queues = [_Queue(device, index, entries, vector, parts) for index in range(count)]
         self._segments = segments
         self._turn = 0
-        self._finished: list[Ticket] = []  # done while room was waited for, not yet given out
+        self._finished: list[PendingRequest] = []  # done while room was waited for, not yet given out
         self.in_flight = 0
         """Requests that the device has."""
 
@@ -159,11 +164,11 @@ class BlockDisk:
             self._poll.register(fd, select.POLLIN)
         device.start()
 
-    def _make_pool(self) -> BouncePool | PoolShare:
+    def _make_pool(self) -> BouncePool | ReservedPool:
         device = self.device
-        if device.rest is None:
+        if device.common is None:
             return BouncePool(device.window, *device.free, reclaim=self._make_progress)
-        return PoolShare(BouncePool(device.window, *device.free), device.rest, reclaim=self._make_progress)
+        return ReservedPool(BouncePool(device.window, *device.free), device.common, reclaim=self._make_progress)
 
     def _limits(self) -> tuple[int, int, int]:
         """Give seg_max, size_max (bytes) and the number of queues; those that were not negotiated have defaults.
@@ -200,8 +205,8 @@ class BlockDisk:
         """The device ID string (GET_ID)."""
         raw = bytearray(ID_BYTES)
         mappings = self._map_back(ID_BYTES)
-        ticket = Ticket(mappings, memoryview(raw), least=len(raw) + 1)
-        self._finish([self._submit(BlkType.GET_ID, 0, (), _parts(mappings), ticket)])
+        pending = PendingRequest(mappings, memoryview(raw), min_written=len(raw) + 1)
+        self._finish([self._submit(BlkType.GET_ID, 0, (), _parts(mappings), pending)])
         return raw.rstrip(b"\0").decode("ascii", "replace")
 
     # Like a file
@@ -247,7 +252,7 @@ class BlockDisk:
     def flush(self) -> None:
         """Have all that was written made durable."""
         if self.features & BlkFeature.FLUSH.mask:
-            self._finish([self._submit(BlkType.FLUSH, 0, (), (), Ticket(()))])
+            self._finish([self._submit(BlkType.FLUSH, 0, (), (), PendingRequest(()))])
 
     def discard(self, offset: int, length: int) -> None:
         """Tell the device that a range of whole sectors is no longer needed."""
@@ -259,27 +264,31 @@ class BlockDisk:
 
     # Requests in flight
 
-    def submit_read(self, offset: int, into: WriteBuffer) -> Ticket:
+    def submit_read(self, offset: int, into: WriteBuffer) -> PendingRequest:
         """Begin to read whole sectors, at most :attr:`max_request` bytes, into a buffer."""
         length = len(into)
         mappings = self._map_back(length)
         return self._submit(
-            BlkType.IN, offset // SECTOR, (), _parts(mappings), Ticket(mappings, memoryview(into), least=length + 1)
+            BlkType.IN,
+            offset // SECTOR,
+            (),
+            _parts(mappings),
+            PendingRequest(mappings, memoryview(into), min_written=length + 1),
         )
 
-    def submit_write(self, offset: int, data: ReadBuffer) -> Ticket:
+    def submit_write(self, offset: int, data: ReadBuffer) -> PendingRequest:
         """Begin to write whole sectors, at most :attr:`max_request` bytes; ``data`` is copied at once."""
         segment = self.segment
         mappings = [
             self.pool.map(data[at : at + segment] if len(data) > segment else data, Direction.TO_DEVICE)
             for at in range(0, len(data), segment)
         ]
-        return self._submit(BlkType.OUT, offset // SECTOR, _parts(mappings), (), Ticket(mappings))
+        return self._submit(BlkType.OUT, offset // SECTOR, _parts(mappings), (), PendingRequest(mappings))
 
     # Without a copy
 
-    def submit_read_mapping(self, offset: int, length: int) -> Ticket | None:
-        """Begin to read whole sectors, at most :attr:`max_request` bytes, into slots that the ticket keeps.
+    def submit_read_mapping(self, offset: int, length: int) -> PendingRequest | None:
+        """Begin to read whole sectors, at most :attr:`max_request` bytes, into slots that the request retains.
 
         None if the pool has no room now: it may be others that hold the slots, so it is not waited for.
         """
@@ -291,45 +300,46 @@ class BlockDisk:
                     self.pool.unmap(taken)
                 return None
             mappings.append(mapping)
-        ticket = Ticket(mappings, least=length + 1, keeps=True)
-        return self._submit(BlkType.IN, offset // SECTOR, (), _parts(mappings), ticket)
+        pending = PendingRequest(mappings, min_written=length + 1, retain_slots=True)
+        return self._submit(BlkType.IN, offset // SECTOR, (), _parts(mappings), pending)
 
-    def submit_write_mapping(self, filled: Filled, offset: int) -> Ticket:
-        """Begin to write what another disk of the same pool has filled; the slots stay the caller's to release.
+    def submit_write_mapping(self, retained: RetainedBuffer, offset: int) -> PendingRequest:
+        """Begin to write what another disk of the same pool has retained; the slots stay the caller's to release.
 
         Raises UsageError for slots of another pool, or more pieces than the device takes.
         """
-        if filled.pool.window is not self.pool.window:
+        if retained.pool.window is not self.pool.window:
             raise UsageError("these slots are in another disk's pool, which this one does not share: copy the data")
-        parts = filled.parts(self.segment)
-        if filled.length % SECTOR or len(parts) > self._segments:
+        parts = retained.parts(self.segment)
+        if retained.length % SECTOR or len(parts) > self._segments:
             raise UsageError(
-                f"{filled.length} bytes in {len(parts)} pieces: this disk takes whole sectors in up to {self._segments}"
+                f"cannot write {retained.length} bytes in {len(parts)} pieces:"
+                f" this disk takes whole sectors in up to {self._segments}"
             )
-        return self._submit(BlkType.OUT, offset // SECTOR, parts, (), Ticket(()))
+        return self._submit(BlkType.OUT, offset // SECTOR, parts, (), PendingRequest(()))
 
-    def read_mapping(self, offset: int, length: int) -> Filled:
+    def read_mapping(self, offset: int, length: int) -> RetainedBuffer:
         """Read whole sectors, at most :attr:`max_request` bytes, into slots of the pool, and leave them there.
 
         Raises PoolTooSmall if there is no room for them, and none will be without the caller's doing.
         """
         if (offset, offset + length) != self._sectors(offset, length) or not 0 < length <= self.max_request:
             raise UsageError(f"{length} bytes at {offset}: whole sectors, at most {self.max_request} bytes at once")
-        while (ticket := self.submit_read_mapping(offset, length)) is None:
+        while (pending := self.submit_read_mapping(offset, length)) is None:
             self._make_progress()
-        self._finish([ticket])
-        return self.take(ticket)
+        self._finish([pending])
+        return self.take(pending)
 
-    def write_mapping(self, filled: Filled, offset: int) -> None:
-        """Write what another disk of the same pool has filled. Raises UsageError as :meth:`submit_write_mapping`."""
-        self._sectors(offset, filled.length)
-        self._finish([self.submit_write_mapping(filled, offset)])
+    def write_mapping(self, retained: RetainedBuffer, offset: int) -> None:
+        """Write what another disk of the same pool has retained. Raises UsageError as :meth:`submit_write_mapping`."""
+        self._sectors(offset, retained.length)
+        self._finish([self.submit_write_mapping(retained, offset)])
 
-    def take(self, ticket: Ticket) -> Filled:
-        """Take what a ticket of :meth:`submit_read_mapping` kept, once it is done. Raises OSError if it failed."""
-        self.check(ticket)
-        mappings, ticket.mappings = ticket.mappings, ()
-        return Filled(self.pool, mappings)
+    def take(self, pending: PendingRequest) -> RetainedBuffer:
+        """Take what a pending of :meth:`submit_read_mapping` kept, once it is done. Raises OSError if it failed."""
+        self.check(pending)
+        mappings, pending.mappings = pending.mappings, ()
+        return RetainedBuffer(self.pool, mappings)
 
     def kick(self) -> None:
         """Let the device see what was submitted; a request is not on its way before."""
@@ -337,17 +347,17 @@ class BlockDisk:
             if queue.ring.publish():
                 self.device.bus.post_bar(*queue.doorbell)
 
-    def reap(self) -> list[Ticket]:
+    def reap(self) -> list[PendingRequest]:
         """Collect what is done, without waiting. Each request is given out once, here or by :meth:`wait`."""
         finished, self._finished = self._finished, []
         for queue in self._queues:
-            for ticket, written in queue.ring.reap(_REAP):
-                assert isinstance(ticket, Ticket)
-                self._complete(queue, ticket, written)
-                finished.append(ticket)
+            for pending, written in queue.ring.reap(_REAP):
+                assert isinstance(pending, PendingRequest)
+                self._complete(queue, pending, written)
+                finished.append(pending)
         return finished
 
-    def wait(self) -> list[Ticket]:
+    def wait(self) -> list[PendingRequest]:
         """Send off what was submitted, and collect what is done, waiting for one if there is none."""
         self.kick()
         while not (finished := self.reap()):
@@ -380,59 +390,59 @@ class BlockDisk:
         segment = self.segment
         return [self.pool.map(min(segment, length - at), Direction.FROM_DEVICE) for at in range(0, length, segment)]
 
-    def _submit(self, kind: BlkType, sector: int, out: Parts, back: Parts, ticket: Ticket) -> Ticket:
+    def _submit(self, kind: BlkType, sector: int, out: Parts, back: Parts, pending: PendingRequest) -> PendingRequest:
         """Put a request in the next queue, waiting until there is room."""
         queue = self._queues[self._turn]
         self._turn = (self._turn + 1) % len(self._queues)
         while not queue.cells:
             self._make_progress()
-        cell = ticket.cell = queue.cells.pop()
+        cell = pending.cell = queue.cells.pop()
         memory = self._memory
         _HEADER.pack_into(memory, cell, kind, 0, sector)
         memory[cell + _STATUS_AT] = _NOT_DONE
         readable = [(cell, _STATUS_AT), *out]
         writable = [*back, (cell + _STATUS_AT, 1)]
-        while not queue.ring.add(readable, writable, ticket):
+        while not queue.ring.add(readable, writable, pending):
             self._make_progress()
         self.in_flight += 1
-        return ticket
+        return pending
 
-    def _complete(self, queue: _Queue, ticket: Ticket, written: int) -> None:
+    def _complete(self, queue: _Queue, pending: PendingRequest, written: int) -> None:
         """Take a request back: read its status once, copy out what it read, free its slots."""
-        ticket.status = self._memory[ticket.cell + _STATUS_AT]
-        ticket.done = True
-        queue.cells.append(ticket.cell)
+        pending.status = self._memory[pending.cell + _STATUS_AT]
+        pending.done = True
+        queue.cells.append(pending.cell)
         self.in_flight -= 1
-        if written < ticket.least and ticket.status == BlkStatus.OK:
-            ticket.status = BlkStatus.IOERR  # it says that all is well, but did not write all
-        into = ticket.into
-        if ticket.status != BlkStatus.OK:
+        if written < pending.min_written and pending.status == BlkStatus.OK:
+            pending.status = BlkStatus.IOERR  # it says that all is well, but did not write all
+        into = pending.destination
+        if pending.status != BlkStatus.OK:
             into = None
-        elif ticket.keeps:
+        elif pending.retain_slots:
             return
         at = 0
-        for mapping in ticket.mappings:
+        for mapping in pending.mappings:
             if into is None:
                 self.pool.unmap(mapping)
             else:
                 self.pool.unmap(mapping, into[at : at + mapping.length])
                 at += mapping.length
-        ticket.mappings = ()
+        pending.mappings = ()
 
-    def _finish(self, tickets: list[Ticket]) -> None:
+    def _finish(self, tickets: list[PendingRequest]) -> None:
         """Wait for requests. Raises OSError if one failed, once all are done."""
         others = []
-        while not all(ticket.done for ticket in tickets):
+        while not all(pending.done for pending in tickets):
             others += self.wait()
-        self._finished += [ticket for ticket in others if ticket not in tickets]
-        for ticket in tickets:
-            self.check(ticket)
+        self._finished += [pending for pending in others if pending not in tickets]
+        for pending in tickets:
+            self.check(pending)
 
-    def check(self, ticket: Ticket) -> None:
+    def check(self, pending: PendingRequest) -> None:
         """Raise OSError if a request that is done failed."""
-        if ticket.status == BlkStatus.UNSUPP:
+        if pending.status == BlkStatus.UNSUPP:
             raise OSError(errno.ENOTSUP, "the device does not support this request")
-        if ticket.status != BlkStatus.OK:
+        if pending.status != BlkStatus.OK:
             raise OSError(errno.EROFS if self.read_only else errno.EIO, "the device reports an I/O error")
 
     def _range(self, feature: BlkFeature, kind: BlkType, offset: int, length: int, flags: int) -> None:
@@ -442,7 +452,7 @@ class BlockDisk:
             raise UsageError(f"{length} bytes at {offset} are not whole sectors of {SECTOR} bytes")
         data = BlkRange.codec.pack(offset // SECTOR, length // SECTOR, flags)
         mappings = [self.pool.map(data, Direction.TO_DEVICE)]
-        self._finish([self._submit(kind, 0, _parts(mappings), (), Ticket(mappings))])
+        self._finish([self._submit(kind, 0, _parts(mappings), (), PendingRequest(mappings))])
 
     def _sectors(self, offset: int, length: int) -> tuple[int, int]:
         """Round a range to whole sectors. Raises UsageError if it is not inside the disk."""

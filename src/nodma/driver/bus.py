@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from nodma.driver.territory import Territory
+from nodma.driver.pool_partition import PoolPartition
 from nodma.window import Window
 
 
@@ -34,7 +34,7 @@ class PciBus(PciPeer, Protocol):
     def peer(self, device: int, function: int) -> PciPeer | None:
         """Give another function of the same bus; None if there is none."""
 
-    def territory(self, owner: PciPeer, bar: int, offset: int, length: int) -> Territory | None:
+    def partition(self, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
         """Give this function's part of a region in another's BAR.
 
         None if nobody divides the region up: then no two functions can be driven in it.

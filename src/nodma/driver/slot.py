@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodma.driver.bus import PciBus, PciPeer
-from nodma.driver.sharing import names
+from nodma.driver.pool_partition import PoolPartition, SharedRegion
+from nodma.driver.region_lookup import names
 from nodma.driver.sysfs_bus import SysfsBus
-from nodma.driver.territory import SharedRegion, Territory
 from nodma.driver.vfio_user_bus import Addresses, VfioUserBus
 from nodma.errors import NodmaError, ProbeError, UsageError
 from nodma.pci import ConfigSpace, VirtioCapability
@@ -29,7 +29,7 @@ DEVICE: Final = 5
 
 
 class Slot:
-    """Implements :class:`~nodma.driver.neighbours.Neighbours` for the functions that ``open_function`` opens.
+    """Implements :class:`~nodma.driver.slot_peers.SlotPeers` for the functions that ``open_function`` opens.
 
     ``reservation`` are bytes of a shared pool that each function has for itself; by default, together half of it.
     """
@@ -69,7 +69,7 @@ class Slot:
         bus = self._buses.get(function)
         return bus if bus and bus.place[0] == device else None
 
-    def territory(self, user: PciPeer, owner: PciPeer, bar: int, offset: int, length: int) -> Territory | None:
+    def partition(self, user: PciPeer, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
         """Give ``user``'s part of a region, which is mapped once; None if nobody else uses it."""
         key = (owner.place[1], bar, offset, length)
         if key not in self._regions:
@@ -80,7 +80,7 @@ class Slot:
                 if (cap.bar, cap.offset_in_bar, cap.length) != (bar, offset, length):
                     raise ProbeError(f"function {number} names another part of the region: all or none is used here")
             self._regions[key] = SharedRegion(owner.map_bar(bar, offset, length), [*claims], self._reservation)
-        return self._regions[key].territory(user.place[1])
+        return self._regions[key].partition(user.place[1])
 
     def enabled(self, who: PciPeer) -> None:
         """Tell the others' servers where the function's BARs are, as a VMM does."""
@@ -135,11 +135,11 @@ def open_slot(functions: Sequence[Path | str] | str, *, reservation: int | None 
 
 
 def _connector(path: Path | str, place: tuple[int, int], addresses: Addresses) -> Callable[[Slot], PciBus]:
-    return lambda slot: VfioUserBus.connect(path, place=place, neighbours=slot, addresses=addresses)
+    return lambda slot: VfioUserBus.connect(path, place=place, slot_peers=slot, addresses=addresses)
 
 
 def _opener(kind: type[SysfsBus], address: str) -> Callable[[Slot], PciBus]:
-    return lambda slot: kind.open(address, neighbours=slot)
+    return lambda slot: kind.open(address, slot_peers=slot)
 
 
 def _claim(bus: PciBus, owner: tuple[int, int]) -> VirtioCapability | None:

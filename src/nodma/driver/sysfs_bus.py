@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodma.driver.bus import PciPeer
-from nodma.driver.neighbours import Alone, Neighbours
-from nodma.driver.territory import Territory
+from nodma.driver.pool_partition import PoolPartition
+from nodma.driver.slot_peers import NoPeers, SlotPeers
 from nodma.errors import ProbeError, UsageError
 from nodma.pci.sysfs import ROOT, bar_sizes, device_and_function, full_address
 from nodma.spec.pci import Command, Type0Header
@@ -28,10 +28,10 @@ _HALF: Final = 4
 class SysfsBus:
     """Implements :class:`~nodma.driver.bus.PciBus` over the directory of a function in sysfs. Root may."""
 
-    def __init__(self, place: Path, *, neighbours: Neighbours | None = None) -> None:
+    def __init__(self, place: Path, *, slot_peers: SlotPeers | None = None) -> None:
         """Open the function. Raises UsageError if it is not there or may not be used, ProbeError if a driver has it."""
         self._place = place
-        self._neighbours = neighbours or Alone()
+        self._slot_peers = slot_peers or NoPeers()
         self.place = device_and_function(place.name)
         self.address = place.name
         self._windows: dict[int, Window] = {}
@@ -51,12 +51,12 @@ class SysfsBus:
         self._sizes = bar_sizes(place / "resource") or {}
 
     @classmethod
-    def open(cls, address: str, root: Path = ROOT, *, neighbours: Neighbours | None = None) -> Self:
+    def open(cls, address: str, root: Path = ROOT, *, slot_peers: SlotPeers | None = None) -> Self:
         """Open the function at a PCI address. Raises as the constructor does."""
         full = full_address(address)
         if full is None:
             raise UsageError(f"{address!r} is no PCI address: write 00:05.0 or 0000:00:05.0")
-        return cls(root / full, neighbours=neighbours)
+        return cls(root / full, slot_peers=slot_peers)
 
     def enable(self) -> None:
         """Have the kernel enable the function, and decode its BARs. Bus mastering stays off: nothing needs it."""
@@ -108,11 +108,11 @@ class SysfsBus:
 
     def peer(self, device: int, function: int) -> PciPeer | None:
         """Give another function of the slot, if they were opened together."""
-        return self._neighbours.peer(device, function)
+        return self._slot_peers.peer(device, function)
 
-    def territory(self, owner: PciPeer, bar: int, offset: int, length: int) -> Territory | None:
+    def partition(self, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
         """Give this function's part of a shared region, if functions were opened together."""
-        return self._neighbours.territory(self, owner, bar, offset, length)
+        return self._slot_peers.partition(self, owner, bar, offset, length)
 
     def enable_msix(self, vectors: int) -> list[int]:  # noqa: ARG002 - the protocol's signature
         """Raise ProbeError: user space gets no interrupts this way."""
@@ -120,7 +120,7 @@ class SysfsBus:
 
     def close(self) -> None:
         """Unmap, and let the kernel disable the function again."""
-        self._neighbours.gone(self)
+        self._slot_peers.gone(self)
         for window in self._windows.values():
             window.close()
         self._windows.clear()

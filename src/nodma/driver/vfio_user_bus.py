@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from nodma.driver.bus import PciPeer
-from nodma.driver.neighbours import Alone, Neighbours
-from nodma.driver.territory import Territory
+from nodma.driver.pool_partition import PoolPartition
+from nodma.driver.slot_peers import NoPeers, SlotPeers
 from nodma.errors import ProbeError
 from nodma.pci import ConfigSpace
 from nodma.spec.pci import BAR_COUNT, CapId, Command, MsixCapability, MsixControl, Type0Header
@@ -51,7 +51,7 @@ class VfioUserBus:
         client: Client,
         *,
         place: tuple[int, int] = NOWHERE,
-        neighbours: Neighbours | None = None,
+        slot_peers: SlotPeers | None = None,
         addresses: Addresses | None = None,
     ) -> None:
         """Own ``client`` from here on."""
@@ -59,7 +59,7 @@ class VfioUserBus:
         self.place = place
         self.mappable: dict[int, int] = {}
         """The BARs that can be mapped, once they are enabled: sizes by bus address."""
-        self._neighbours = neighbours or Alone()
+        self._slot_peers = slot_peers or NoPeers()
         self._addresses = addresses or Addresses()
         self._enabled = False
         regions = {bar: self._region(bar) for bar in range(BAR_COUNT)}
@@ -74,11 +74,11 @@ class VfioUserBus:
 
     def peer(self, device: int, function: int) -> PciPeer | None:
         """Give another function of the slot, if they were opened together."""
-        return self._neighbours.peer(device, function)
+        return self._slot_peers.peer(device, function)
 
-    def territory(self, owner: PciPeer, bar: int, offset: int, length: int) -> Territory | None:
+    def partition(self, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
         """Give this function's part of a shared region, if functions were opened together."""
-        return self._neighbours.territory(self, owner, bar, offset, length)
+        return self._slot_peers.partition(self, owner, bar, offset, length)
 
     def enable(self) -> None:
         """Give the BARs addresses, as firmware would, and turn memory decoding on. Once is enough."""
@@ -96,7 +96,7 @@ class VfioUserBus:
         command = Command.MEMORY | Command.INTX_DISABLE
         self._write_config(Type0Header.command.offset, int(command).to_bytes(Type0Header.command.size, "little"))
         self._enabled = True
-        self._neighbours.enabled(self)
+        self._slot_peers.enabled(self)
 
     def read_config(self, offset: int, count: int) -> bytes:
         """Read configuration space."""
@@ -139,7 +139,7 @@ class VfioUserBus:
 
     def close(self) -> None:
         """Disconnect."""
-        self._neighbours.gone(self)
+        self._slot_peers.gone(self)
         self.client.close()
         for fd in self._eventfds:
             os.close(fd)

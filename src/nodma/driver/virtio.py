@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final, Self, TypeVar
 
 from nodma.driver.bus import PciBus
-from nodma.driver.sharing import locate
+from nodma.driver.region_lookup import locate
 from nodma.errors import DeviceFailed, NegotiationError, NodmaError, ProbeError
 from nodma.pci import ConfigSpace, VirtioCapability, audit
 from nodma.ring import DriverRing, RingLayout
@@ -44,7 +44,7 @@ class VirtioPci:
         self.bus = bus
         self._window: Window | None = None
         self._own_window = False
-        self.rest: BouncePool | None = None
+        self.common: BouncePool | None = None
         """Of a shared region, the part that is for all; None if the region is this function's alone."""
         try:
             bus.enable()
@@ -88,14 +88,14 @@ class VirtioPci:
     def _settle_in(self) -> None:
         """Map the region, or find the part of a shared one that is for this function."""
         place = self.place
-        reach = self.profile.reach(place.address, place.length)
-        assert reach is not None  # it has an address
-        self._base, self._free, self.end = reach.base, reach.first, reach.limit
+        address_range = self.profile.address_range(place.address, place.length)
+        assert address_range is not None  # it has an address
+        self._base, self._free, self.end = address_range.base, address_range.first, address_range.limit
         shareable = isinstance(self.region.structure, SharedSwiotlbCap)
-        territory = self.bus.territory(place.holder, place.bar, place.offset, place.length) if shareable else None
-        if territory:
-            self._window, self._free, self.end = territory.window, territory.begin, territory.end
-            self.rest = territory.rest
+        partition = self.bus.partition(place.holder, place.bar, place.offset, place.length) if shareable else None
+        if partition:
+            self._window, self._free, self.end = partition.window, partition.begin, partition.end
+            self.common = partition.common
         elif place.shared:
             raise ProbeError(
                 "the device has its region in another function's BAR: open its functions together (open_slot)"

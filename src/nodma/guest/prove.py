@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from nodma.errors import GuestError
-from nodma.evidence import Descriptor, MappedRange, ProcessView
 from nodma.guest.job import Job
 from nodma.guest.kernel import Kernel
 from nodma.guest.machine import Machine, Shape
 from nodma.guest.tools import Tools
-from nodma.process import DeviceProcess
+from nodma.hosting.process import DeviceProcess
+from nodma.procfs import Descriptor, MappedRange, ProcessView
 
 SCRIPT: Final = (Path(__file__).parent / "prove.sh").read_text()
 _MEMORY: Final = 512

@@ -9,11 +9,11 @@ from typing import Final
 from nodma.pci.config import Bar, ConfigSpace
 from nodma.pci.describe import details, extended_summary, flags, summary
 from nodma.pci.report import Report, VirtioState, device_name, feature_names
-from nodma.sizes import show_size
 from nodma.spec import pci
 from nodma.spec.pci import BaseClass, Command, HeaderType, PciStatus
 from nodma.spec.virtio import Status
 from nodma.spec.virtio_blk import SECTOR, BlkConfig
+from nodma.units import show_size
 
 _COMMAND: Final = (
     ("I/O", Command.IO),

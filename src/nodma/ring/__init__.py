@@ -1,4 +1,4 @@
-"""Split virtqueues over a window, both ends, and the path of their requests; compiled where there was a compiler.
+"""Split virtqueues over a window, both ends, and the engines that serve them; compiled where there was a compiler.
 
 See :mod:`nodma.builds` for what is compiled, and which build is used.
 """
@@ -14,21 +14,20 @@ from nodma.ring.state import BATCH, BUSY, FAULT, IDLE, PAUSED, TURNS
 if TYPE_CHECKING:
     from nodma.ring.device_end import CHAIN_LIMIT, DeviceRing, Request
     from nodma.ring.driver_end import DriverRing, Parts
-    from nodma.ring.loop import serve as serve_path
-    from nodma.ring.loop import work as work_path
-    from nodma.ring.path import QueuePath
+    from nodma.ring.engine import QueueEngine
+    from nodma.ring.thread_main import helper_main, queue_main
 else:
     _device_end = load("nodma.ring.device_end")
     _driver_end = load("nodma.ring.driver_end")
-    _path = load("nodma.ring.path")
-    _loop = load("nodma.ring.loop")
+    _engine = load("nodma.ring.engine")
+    _thread_main = load("nodma.ring.thread_main")
     CHAIN_LIMIT = _device_end.CHAIN_LIMIT
     DeviceRing = _device_end.DeviceRing
     Request = _device_end.Request
     DriverRing = _driver_end.DriverRing
     Parts = _driver_end.Parts
-    QueuePath = _path.QueuePath
-    serve_path, work_path = _loop.serve, _loop.work
+    QueueEngine = _engine.QueueEngine
+    helper_main, queue_main = _thread_main.helper_main, _thread_main.queue_main
 
 COMPILED: bool = is_compiled(load("nodma.ring.device_end")) and is_compiled(load("nodma.ring.driver_end"))
 
@@ -44,9 +43,9 @@ __all__ = [
     "DeviceRing",
     "DriverRing",
     "Parts",
-    "QueuePath",
+    "QueueEngine",
     "Request",
     "RingLayout",
-    "serve_path",
-    "work_path",
+    "helper_main",
+    "queue_main",
 ]

@@ -2,7 +2,7 @@
 
 cimport cython
 
-cimport nodma.ring.shared as shared
+cimport nodma.ring.atomics as atomics
 
 cdef unsigned int _NEXT
 cdef unsigned int _WRITE
@@ -63,7 +63,7 @@ cdef class DeviceRing:
     cpdef list pop(self, unsigned int most)
 
     @cython.locals(seen="unsigned int", ahead="unsigned int", done="unsigned int")
-    cpdef int take(self, Batch batch, unsigned int most) noexcept nogil
+    cpdef int fetch_chains(self, Batch batch, unsigned int most) noexcept nogil
 
     @cython.locals(
         memory="const unsigned char[::1]", avail="unsigned short[::1]", mask="unsigned int", room="unsigned int",
@@ -80,7 +80,7 @@ cdef class DeviceRing:
     cdef _outside(self, unsigned int head, unsigned long long address, long long length, unsigned int flags)
 
     @cython.locals(used="unsigned short", at="unsigned int")
-    cpdef void give(self, unsigned int head, unsigned int written) noexcept nogil
+    cpdef void add_used(self, unsigned int head, unsigned int written) noexcept nogil
 
     @cython.locals(ring="unsigned int[::1]", used="unsigned short", mask="unsigned int", at="unsigned int", request=Request)
     cpdef push(self, list done)

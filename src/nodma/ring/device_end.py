@@ -8,7 +8,7 @@ DEVICE_NEEDS_RESET.
 
 from __future__ import annotations
 
-import nodma.ring.shared as shared
+import nodma.ring.atomics as atomics
 from nodma.errors import BadRing, OutsideAddress
 from nodma.ring.layout import RingLayout
 from nodma.spec.virtio import (
@@ -112,11 +112,11 @@ class Batch:
         """Make room for so many chains, and so many parts in all of them together."""
         self.chains = chains
         self.parts = parts
-        self.heads = shared.numbers("H", chains)
-        self.begins = shared.numbers("I", chains + 1)
-        self.readable = shared.numbers("I", chains)
-        self.offsets = shared.numbers("Q", parts)
-        self.lengths = shared.numbers("I", parts)
+        self.heads = atomics.numbers("H", chains)
+        self.begins = atomics.numbers("I", chains + 1)
+        self.readable = atomics.numbers("I", chains)
+        self.offsets = atomics.numbers("Q", parts)
+        self.lengths = atomics.numbers("I", parts)
         self.fault = _NO_FAULT
         self.fault_head = self.fault_index = self.fault_entries = self.fault_flags = 0
         self.fault_address = self.fault_length = 0
@@ -165,7 +165,7 @@ class DeviceRing:
         """Make a batch of up to so many chains that any chain of this queue fits into."""
         return Batch(chains, self._room)
 
-    def move(self, base: int) -> None:
+    def rebase(self, base: int) -> None:
         """Follow the window to another bus address."""
         self.base = base
 
@@ -175,7 +175,7 @@ class DeviceRing:
         Raises BadRing at the first that is wrong, once those before it were given out.
         """
         batch = self._batch
-        count = self.take(batch, most)
+        count = self.fetch_chains(batch, most)
         if count < 0:
             raise self.explain(batch)
         requests: list[Request] = []
@@ -200,20 +200,20 @@ class DeviceRing:
 
     def pending(self) -> bool:
         """Tell whether the driver made something available that was not taken."""
-        return shared.load_acquire(self._avail, 1) != self._seen
+        return atomics.load_acquire(self._avail, 1) != self._seen
 
     def available(self) -> int:
         """Give how many chains the driver made available that were not taken, if it is to be believed."""
-        return (shared.load_acquire(self._avail, 1) - self._seen) & 0xFFFF
+        return (atomics.load_acquire(self._avail, 1) - self._seen) & 0xFFFF
 
-    def take(self, batch: Batch, most: int) -> int:
+    def fetch_chains(self, batch: Batch, most: int) -> int:
         """Walk up to ``most`` chains that the driver made available into ``batch``; give how many.
 
         At a chain that is wrong it ends before that; if that is the first, it gives -1, and :meth:`explain` says why.
         """
         batch.fault = _NO_FAULT
         seen = self._seen
-        ahead = (shared.load_acquire(self._avail, 1) - seen) & 0xFFFF
+        ahead = (atomics.load_acquire(self._avail, 1) - seen) & 0xFFFF
         if ahead > self._size:
             batch.fault = _AHEAD
             batch.fault_index = ahead
@@ -253,7 +253,7 @@ class DeviceRing:
                     batch.fault_index = index
                     batch.fault_entries = entries
                     break
-                address, length, flags, index = shared.load_descriptor(memory, table + _DESC_BYTES * index)
+                address, length, flags, index = atomics.load_descriptor(memory, table + _DESC_BYTES * index)
                 offset = address - base
                 if not first <= offset <= limit - length:
                     fault = _OUTSIDE
@@ -340,7 +340,7 @@ class DeviceRing:
             f"the chain of head {head} has an indirect table of {length} bytes, no multiple of {_DESC_BYTES}"
         )
 
-    def give(self, head: int, written: int) -> None:
+    def add_used(self, head: int, written: int) -> None:
         """Give a chain back, with the bytes written to it. :meth:`publish` tells the driver."""
         used = self._used
         at = 1 + 2 * (used & self._mask)
@@ -366,8 +366,8 @@ class DeviceRing:
         before = self._signalled
         if used == before:
             return False
-        shared.store_release(self._used_head, 1, used)
-        shared.full_fence()  # the index before the driver's wish: else both sides wait for each other
+        atomics.store_release(self._used_head, 1, used)
+        atomics.full_fence()  # the index before the driver's wish: else both sides wait for each other
         self._signalled = used
         if not self._event_idx:
             return not self._avail[0] & _NO_INTERRUPT
@@ -380,8 +380,8 @@ class DeviceRing:
             self._used_head[2 + 4 * self._size] = self._seen
         else:
             self._used_head[0] = 0
-        shared.full_fence()  # the wish before the index, against the same race
-        return shared.load_acquire(self._avail, 1) != self._seen
+        atomics.full_fence()  # the wish before the index, against the same race
+        return atomics.load_acquire(self._avail, 1) != self._seen
 
     def disarm(self) -> None:
         """Ask for no notifications while the queue is being served."""

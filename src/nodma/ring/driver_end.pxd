@@ -2,7 +2,7 @@
 
 cimport cython
 
-cimport nodma.ring.shared as shared
+cimport nodma.ring.atomics as atomics
 
 cdef class DriverRing:
     cdef unsigned long long[::1] _table

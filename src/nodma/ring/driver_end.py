@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import nodma.ring.shared as shared
+import nodma.ring.atomics as atomics
 from nodma.errors import DeviceFailed, UsageError
 from nodma.ring.layout import RingLayout
 from nodma.spec.virtio import (
@@ -157,8 +157,8 @@ class DriverRing:
         before = self._published
         if added == before:
             return False
-        shared.store_release(self._avail, 1, added)
-        shared.full_fence()  # the index before the device's wish: else both sides wait for each other
+        atomics.store_release(self._avail, 1, added)
+        atomics.full_fence()  # the index before the device's wish: else both sides wait for each other
         self._published = added
         if not self._event_idx:
             return not self._used_head[0] & _NO_NOTIFY
@@ -171,7 +171,7 @@ class DriverRing:
         Raises DeviceFailed if the device gives back what it does not have, or wrote more than it could.
         """
         seen = self._seen
-        ahead = (shared.load_acquire(self._used_head, 1) - seen) & 0xFFFF
+        ahead = (atomics.load_acquire(self._used_head, 1) - seen) & 0xFFFF
         if ahead > self._outstanding:
             raise DeviceFailed(f"the device gave back {ahead} requests of {self._outstanding}")
         done: list[tuple[object, int]] = []
@@ -201,7 +201,7 @@ class DriverRing:
 
     def pending(self) -> bool:
         """Tell whether the device gave something back that was not reaped."""
-        return bool(shared.load_acquire(self._used_head, 1) != self._seen)
+        return bool(atomics.load_acquire(self._used_head, 1) != self._seen)
 
     def arm(self, after: int = 1) -> bool:
         """Ask for an interrupt once ``after`` more requests are done; tell whether one is done already."""
@@ -209,7 +209,7 @@ class DriverRing:
             self._avail[2 + self._size] = (self._seen + after - 1) & 0xFFFF
         else:
             self._avail[0] = 0
-        shared.full_fence()  # the wish before the index, against the same race
+        atomics.full_fence()  # the wish before the index, against the same race
         return self.pending()
 
     def disarm(self) -> None:

@@ -37,7 +37,7 @@ class Policy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class AddressRange:
     """Which addresses are the region's: less ``base`` they are offsets in it, in ``[first, limit)``; bytes."""
 
     base: int
@@ -45,14 +45,14 @@ class Reach:
     limit: int
 
 
-def bus_addresses(region: int | None, length: int) -> Reach | None:
+def bus_addresses(region: int | None, length: int) -> AddressRange | None:
     """An address is where the region is on the bus. It moves with its BAR; while that decodes none, none is good."""
-    return None if region is None else Reach(region, 0, length)
+    return None if region is None else AddressRange(region, 0, length)
 
 
-def offsets(_: int | None, length: int) -> Reach | None:
+def offsets(_: int | None, length: int) -> AddressRange | None:
     """An address counts from the region's start, wherever the BAR is (DMB-V3); 0 is reserved (DMB-D2)."""
-    return Reach(0, 1, length)
+    return AddressRange(0, 1, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Profile:
     shm_id: int | None
     """The region's id among the device's shared memory, which ``common`` names; None: it has none."""
     common: type[CommonCfg]
-    reach: Callable[[int | None, int], Reach | None]
+    address_range: Callable[[int | None, int], AddressRange | None]
     """What is an address, from where on the bus the region is (None: nowhere) and its length in bytes."""
     max_region: int
     """Bytes of the longest region that ``capability`` can tell of."""
@@ -106,7 +106,7 @@ SWIOTLB: Final = Profile(
     capability=VirtioPciCap,
     shm_id=None,
     common=CommonCfg,
-    reach=bus_addresses,
+    address_range=bus_addresses,
     max_region=_MAX_LE32_REGION,
     policies=(Policy.REQUIRED, Policy.HOPEFUL),
     shareable=True,
@@ -123,7 +123,7 @@ DMB: Final = Profile(
     capability=VirtioPciCap64,
     shm_id=dmb.SHM_ID,
     common=dmb.DmbCommonCfg,
-    reach=offsets,
+    address_range=offsets,
     max_region=MAX_POOL,
     # What a driver without the feature takes for an address may be an offset inside: the device could not tell, and
     # would read and write what nobody meant. So it cannot work without (DMB-V6), and none may hope that it does.

@@ -97,7 +97,7 @@ class Commands:
         self.guard = guard
         self.negotiated = False
         """Whether the client has proposed a version that was agreed to."""
-        self.hopeless = False
+        self.rejected = False
         """Whether it proposed one that cannot be: the connection ends when it has its answer."""
         self._peer_transfer = DEFAULT_MAX_TRANSFER
         self._peer_fds = DEFAULT_MAX_FDS
@@ -162,7 +162,7 @@ class Commands:
                 raise OSError(errno.EINVAL, f"version {version.major}.{version.minor} is not {MAJOR}.{MINOR}")
             proposed = _capabilities(bytes(payload[Version.size :]))
         except OSError:
-            self.hopeless = True
+            self.rejected = True
             raise
         self._peer_transfer = min(DEFAULT_MAX_TRANSFER, proposed.get("max_data_xfer_size", DEFAULT_MAX_TRANSFER))
         self._peer_fds = proposed.get("max_msg_fds", DEFAULT_MAX_FDS)

@@ -53,12 +53,12 @@ class Endpoint(Protocol):
     @property
     def window(self) -> WindowLike: ...  # noqa: D102
     @property
-    def attention(self) -> int:
+    def wakeup_fd(self) -> int:
         """An eventfd that asks for :meth:`service`, or -1."""
 
     @property
-    def urgent(self) -> bool:
-        """Whether what ``attention`` asks for cannot wait some milliseconds."""
+    def main_thread_must_interrupt(self) -> bool:
+        """Whether what ``wakeup_fd`` asks for cannot wait some milliseconds."""
 
     def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
     def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102

@@ -15,7 +15,7 @@ from typing import Final
 
 from nodma.errors import Disconnected, ProtocolError
 from nodma.vfio_user.commands import Commands
-from nodma.vfio_user.connection import PATIENCE_SECONDS, Connection
+from nodma.vfio_user.connection import RECEIVE_TIMEOUT, Connection
 from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.guard import DmaGuard
 
@@ -42,8 +42,8 @@ class Server:
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
         self._poll.register(self._wake, select.POLLIN)
-        if endpoint.attention >= 0:
-            self._poll.register(endpoint.attention, select.POLLIN)
+        if endpoint.wakeup_fd >= 0:
+            self._poll.register(endpoint.wakeup_fd, select.POLLIN)
         self._connection: Connection | None = None
         self._commands = Commands(endpoint, self.guard)
         self._deadline = 0.0
@@ -56,7 +56,7 @@ class Server:
     @property
     def messages(self) -> int:
         """Messages taken since the process began."""
-        return self._messages + (self._connection.taken if self._connection else 0)
+        return self._messages + (self._connection.messages_seen if self._connection else 0)
 
     def stop(self) -> None:
         """Have :meth:`run` return soon. May be called from a signal handler or another thread."""
@@ -90,8 +90,8 @@ class Server:
             left = max(0.0, self._deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
         events = dict(self._poll.poll(None if timeout is None else timeout * 1000))
-        if self.endpoint.attention in events:
-            os.eventfd_read(self.endpoint.attention)
+        if self.endpoint.wakeup_fd in events:
+            os.eventfd_read(self.endpoint.wakeup_fd)
         connection = self._connection
         if connection and connection.sock.fileno() in events:
             self._serve_client(connection, stay)
@@ -125,7 +125,7 @@ class Server:
         if self._connection:
             log.info("%s", why)
             self._poll.unregister(self._connection.sock)
-            self._messages += self._connection.taken
+            self._messages += self._connection.messages_seen
             self._connection.close()
             self._connection = None
             self.guard.forget()
@@ -141,7 +141,7 @@ class Server:
                 self._take_messages(connection)
             if stay:
                 self._stay_with(connection)
-            if not connection.blocked and self._commands.hopeless:
+            if not connection.blocked and self._commands.rejected:
                 raise Disconnected("the client cannot be served")
             self._poll.modify(connection.sock, select.POLLOUT if connection.blocked else select.POLLIN)
         except (Disconnected, ProtocolError) as error:
@@ -150,14 +150,18 @@ class Server:
     def _stay_with(self, connection: Connection) -> None:
         """Take what a client goes on to say, without asking each time who else there is.
 
-        Whoever else there is - another client, :meth:`stop` - is seen after PATIENCE_SECONDS, or twice that
+        Whoever else there is - another client, :meth:`stop` - is seen after RECEIVE_TIMEOUT, or twice that
         if the client falls silent just then.
         """
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + RECEIVE_TIMEOUT
         taken = -1
-        while taken != connection.taken and self._commands.negotiated and not (self._stopping or self.endpoint.urgent):
-            taken = connection.taken
-            connection.converse(self.endpoint, self._commands.access_limit, until)
+        while (
+            taken != connection.messages_seen
+            and self._commands.negotiated
+            and not (self._stopping or self.endpoint.main_thread_must_interrupt)
+        ):
+            taken = connection.messages_seen
+            connection.serve_accesses(self.endpoint, self._commands.access_limit, until)
             self._take_messages(connection)
 
     def _take_messages(self, connection: Connection) -> None:
@@ -172,7 +176,7 @@ class Server:
                         os.close(fd)
             if reply is not None:
                 connection.send(*reply)
-            if self._commands.hopeless:
+            if self._commands.rejected:
                 return
             connection.answer_accesses(self.endpoint, self._commands.access_limit)
 

@@ -2,7 +2,7 @@
 
 cimport cython
 
-cimport nodma.vfio_user.sockets as sockets
+cimport nodma.vfio_user.socket_io as socket_io
 
 cdef int _WAIT
 cdef int _NOW
@@ -18,20 +18,20 @@ cdef unsigned int _REPLY_ERROR
 cdef class Connection:
     cdef readonly object sock
     cdef int _handle
-    cdef readonly unsigned long long taken
+    cdef readonly unsigned long long messages_seen
     cdef readonly bytearray _buffer
     cdef unsigned char[::1] _bytes
     cdef Py_ssize_t _begin
     cdef Py_ssize_t _end
     cdef Py_ssize_t _skip
     cdef object _fds
-    cdef list _came
+    cdef list _received_fds
     cdef readonly object _out
 
     @cython.locals(count="Py_ssize_t")
     cpdef bint receive(self, bint wait=*) except -1
 
-    cpdef converse(self, endpoint, long long limit, double until)
+    cpdef serve_accesses(self, endpoint, long long limit, double until)
 
     @cython.locals(
         begin="Py_ssize_t", end="Py_ssize_t", msg_id="unsigned short", command="unsigned short", size="Py_ssize_t",

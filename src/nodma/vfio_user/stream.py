@@ -4,7 +4,7 @@ Bytes come in as large pieces as there are, and go out in the order of the messa
 because the client does not read, no further message is taken up: what a client can make the server hold
 is one reply and one buffer.
 
-Nothing waits for the client, but for a receive that is told to, and that for PATIENCE_SECONDS at most.
+Nothing waits for the client, but for a receive that is told to, and that for RECEIVE_TIMEOUT at most.
 
 This file runs compiled by Cython, and as it stands when it is not: one source, the same checks.
 """
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-import nodma.vfio_user.sockets as sockets
+import nodma.vfio_user.socket_io as socket_io
 from nodma.errors import Disconnected, ProtocolError
 from nodma.spec.vfio_user import (
     DEFAULT_MAX_TRANSFER,
@@ -36,7 +36,7 @@ MAX_FDS = 16
 """Descriptors that one message may carry; of one piece of it the kernel drops, and closes, what comes beyond."""
 MAX_MESSAGE: Final = Header.size + RegionAccess.size + DEFAULT_MAX_TRANSFER
 """Bytes of the longest message."""
-PATIENCE_SECONDS: Final = 0.004
+RECEIVE_TIMEOUT: Final = 0.004
 """How long a receive waits for the client, if it is told to."""
 _PIECE: Final = 64 << 10
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
@@ -62,18 +62,18 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)  # all calls but one say that they do not wait
-        patience = _TIMEVAL.pack(0, int(PATIENCE_SECONDS * _MICROSECONDS))
+        patience = _TIMEVAL.pack(0, int(RECEIVE_TIMEOUT * _MICROSECONDS))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
         self.sock = sock
-        self._handle = sockets.handle(sock)
-        self.taken = 0
+        self._handle = socket_io.handle(sock)
+        self.messages_seen = 0
         """Messages that were taken up."""
         self._buffer = bytearray(_PIECE)
         self._bytes = memoryview(self._buffer)
         self._begin = self._end = 0
         self._skip = 0  # bytes of an overlong message that are still to come
         self._fds: deque[tuple[int, list[int]]] = deque()  # and the position their message begins at, or a later one
-        self._came: list[int] = []
+        self._received_fds: list[int] = []
         self._out: deque[tuple[memoryview, list[int] | None]] = deque()
 
     @property
@@ -90,9 +90,9 @@ class Connection:
             self._begin = self._end = 0
         elif self._begin:
             self._compact()
-        fds = self._came
+        fds = self._received_fds
         try:
-            count = sockets.receive(self._handle, self._bytes, self._end, _WAIT if wait else _NOW, _ANCILLARY, fds)
+            count = socket_io.receive(self._handle, self._bytes, self._end, _WAIT if wait else _NOW, _ANCILLARY, fds)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -105,17 +105,17 @@ class Connection:
             # The kernel ends a piece with the data that the descriptors came with: they belong to the last
             # message in it.
             self._fds.append((self._end, fds))
-            self._came = []
+            self._received_fds = []
             # Those of a message that is not whole yet, and of the next: no client that keeps to the limit has more.
             if _count(self._fds) > 2 * MAX_FDS:
                 raise ProtocolError(f"a message brings more than {MAX_FDS} descriptors")
         return True
 
-    def converse(self, endpoint: Endpoint, limit: int, until: float) -> None:
+    def serve_accesses(self, endpoint: Endpoint, limit: int, until: float) -> None:
         """Answer register accesses as they come, each by one receive and one send.
 
         Ends at ``until`` (by time.monotonic), and before that when the client says something else, or nothing
-        for PATIENCE_SECONDS, or when the endpoint has work to do. Raises Disconnected at the end of the stream.
+        for RECEIVE_TIMEOUT, or when the endpoint has work to do. Raises Disconnected at the end of the stream.
         """
         service = endpoint.service
         self.answer_accesses(endpoint, limit)
@@ -123,7 +123,7 @@ class Connection:
             self._begin == self._end
             and not self._out
             and not service()
-            and sockets.now() < until
+            and socket_io.now() < until
             and self.receive(True)
         ):
             self.answer_accesses(endpoint, limit)
@@ -136,7 +136,7 @@ class Connection:
         """
         while self._end - self._begin >= _ACCESS_BYTES and not (self._skip or self._fds or self._out):
             begin = self._begin
-            msg_id, command, size, flags, _, offset, region, count = sockets.load_access(self._bytes, begin)
+            msg_id, command, size, flags, _, offset, region, count = socket_io.load_access(self._bytes, begin)
             end = begin + (_ACCESS_BYTES if command == _READ else _ACCESS_BYTES + count)
             if (
                 (command != _READ and command != _WRITE)
@@ -147,7 +147,7 @@ class Connection:
             ):
                 return
             self._begin = end
-            self.taken += 1
+            self.messages_seen += 1
             data = b""
             try:
                 if command == _READ:
@@ -158,7 +158,7 @@ class Connection:
                 answer = _HEADER.pack(msg_id, command, _HEADER_BYTES, _REPLY_ERROR, errno_of(error, msg_id, command))
             else:
                 size = _ACCESS_BYTES + len(data)
-                answer = sockets.pack_access(msg_id, command, size, _REPLY, 0, offset, region, count) + data
+                answer = socket_io.pack_access(msg_id, command, size, _REPLY, 0, offset, region, count) + data
             if not flags:
                 sent = self._try(answer, None)
                 if sent < len(answer):
@@ -185,14 +185,14 @@ class Connection:
             if size > MAX_MESSAGE:
                 self._skip = size - _HEADER_BYTES
                 self._begin = begin + _HEADER_BYTES
-                self.taken += 1
+                self.messages_seen += 1
                 yield msg_id, command, flags, None, self._take_fds(self._begin)
                 continue
             if available < size:
                 self._make_room(size)
                 return
             self._begin = begin + size
-            self.taken += 1
+            self.messages_seen += 1
             payload = memoryview(self._buffer)[begin + _HEADER_BYTES : begin + size]
             yield msg_id, command, flags, payload, self._take_fds(self._begin) if self._fds else []
 
@@ -229,7 +229,7 @@ class Connection:
             if fds:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
                 return self.sock.sendmsg([message], [rights], _NOW)
-            return sockets.send(self._handle, message, _NOW)
+            return socket_io.send(self._handle, message, _NOW)
         except BlockingIOError:
             return 0
         except OSError as error:

@@ -4,7 +4,7 @@ This package alone maps memory. Whoever wants bytes of the window asks it, with 
 """
 
 from nodma.window.pool import SLOT, BouncePool, Direction, Mapping, PoolStats
-from nodma.window.share import PoolShare
+from nodma.window.reserved_pool import ReservedPool
 from nodma.window.window import Window
 
-__all__ = ["SLOT", "BouncePool", "Direction", "Mapping", "PoolShare", "PoolStats", "Window"]
+__all__ = ["SLOT", "BouncePool", "Direction", "Mapping", "PoolStats", "ReservedPool", "Window"]

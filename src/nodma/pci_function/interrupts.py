@@ -1,0 +1,178 @@
+"""Interrupts of a PCI function: INTx and MSI-X, masked and pending, delivered by eventfd.
+
+The VMM gives an eventfd for each vector. With QEMU the MSI-X table stays on its side; a client that does
+write the table through the register BAR finds it working as well: assigning an eventfd unmasks the
+vector, a later write of its vector control decides.
+
+Signalling must not block, and eventfds come non-blocking (``nodma.vfio_user``). But the VMM shares them: it can
+fill one and have it block again. A write that then waits is interrupted by the tick of :mod:`nodma.hosting.host`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+from nodma.spec.pci import MSIX_VECTOR_MASKED, MsixEntry
+
+log = logging.getLogger(__name__)
+
+_PBA_WORD: Final = 8
+
+
+class Interrupts:
+    """The interrupts of a function with ``vectors`` MSI-X vectors. It owns the eventfds it is given."""
+
+    def __init__(self, vectors: int) -> None:
+        self.vectors = vectors
+        self.table = bytearray(MsixEntry.size * vectors)
+        self.delivered = 0
+        """Interrupts that were signalled."""
+        self.paused_queues: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around what those must not see halfway who signal by :meth:`direct`."""
+        self._eventfds: list[int] = [-1] * vectors
+        self._masked = [False] * vectors
+        self._pending = [False] * vectors
+        self._msix_on = False
+        self._function_mask = False
+        self._intx_fd = -1
+        self._intx_masked = False
+        self._intx_disabled = False
+        self._line = False
+        self._err_fd = -1
+        self.reset()
+
+    def reset(self) -> None:
+        """Go to the state after reset; the eventfds stay, they are the VMM's wiring and no device state."""
+        self._msix_on = self._function_mask = False
+        self._pending = [False] * self.vectors
+        self._line = self._intx_masked = self._intx_disabled = False
+        for vector in range(self.vectors):
+            MsixEntry(self.table, vector * MsixEntry.size).vector_control = MSIX_VECTOR_MASKED
+
+    def close(self) -> None:
+        """Close every eventfd."""
+        self.assign_vectors(0, [-1] * self.vectors)
+        self.assign_intx(-1)
+        self.assign_err(-1)
+
+    @property
+    def msix_on(self) -> bool:
+        """Whether MSI-X is enabled, and INTx thereby not used."""
+        return self._msix_on
+
+    def set_msix(self, *, on: bool, function_mask: bool) -> None:
+        """Follow the MSI-X message control register."""
+        self._msix_on, self._function_mask = on, function_mask
+        self._deliver_pending()
+
+    def set_intx_disable(self, disabled: bool) -> None:
+        """Follow the command register's Interrupt Disable."""
+        self._intx_disabled = disabled
+        self._signal_intx()
+
+    def assign_vectors(self, start: int, eventfds: list[int]) -> None:
+        """Wire the vectors from ``start`` on to eventfds, or to nothing where -1 stands."""
+        with self.paused_queues():
+            for vector, fd in enumerate(eventfds, start):
+                if self._eventfds[vector] >= 0:
+                    os.close(self._eventfds[vector])
+                self._eventfds[vector] = fd
+                self._masked[vector] = False
+            self._deliver_pending()
+
+    def assign_intx(self, fd: int) -> None:
+        """Wire INTx to an eventfd, or to nothing if it is -1."""
+        if self._intx_fd >= 0:
+            os.close(self._intx_fd)
+        self._intx_fd = fd
+        self._intx_masked = False
+        self._signal_intx()
+
+    def assign_err(self, fd: int) -> None:
+        """Take the eventfd of the error interrupt. It is never signalled: QEMU would stop the machine."""
+        if self._err_fd >= 0:
+            os.close(self._err_fd)
+        self._err_fd = fd
+
+    def mask_vectors(self, start: int, count: int, masked: bool) -> None:
+        """Mask or unmask vectors; what came while they were masked is delivered then."""
+        with self.paused_queues():
+            self._masked[start : start + count] = [masked] * count
+            self._deliver_pending()
+
+    def mask_intx(self, masked: bool) -> None:
+        """Mask INTx, or unmask it, whereupon a line that is still asserted signals again."""
+        self._intx_masked = masked
+        self._signal_intx()
+
+    def raise_vector(self, vector: int) -> None:
+        """Signal an MSI-X vector, or leave it pending while it is masked."""
+        if vector >= self.vectors:  # NO_VECTOR, or one that does not exist
+            return
+        if self._masked[vector] or self._function_mask:
+            self._pending[vector] = True
+            return
+        self._signal(self._eventfds[vector])
+
+    def eventfd_if_unmasked(self, vector: int) -> int:
+        """Give the eventfd by which a vector may be signalled without asking here, until something changes; else -1."""
+        if not self._msix_on or self._function_mask or vector >= self.vectors or self._masked[vector]:
+            return -1
+        return self._eventfds[vector]
+
+    def set_line(self, asserted: bool) -> None:
+        """Assert or de-assert INTx."""
+        self._line = asserted
+        self._signal_intx()
+
+    def trigger_intx(self) -> None:
+        """Signal INTx once, because the VMM asks for it."""
+        self._signal(self._intx_fd)
+
+    def pending_bits(self) -> bytes:
+        """Give the pending bit array."""
+        bits = sum(1 << vector for vector, pending in enumerate(self._pending) if pending)
+        return bits.to_bytes(-(-self.vectors // (8 * _PBA_WORD)) * _PBA_WORD, "little")
+
+    def write_table(self, offset: int, data: bytes) -> None:
+        """Write into the MSI-X table, and follow the vector controls that were touched."""
+        self.table[offset : offset + len(data)] = data
+        for vector in range(offset // MsixEntry.size, -(-(offset + len(data)) // MsixEntry.size)):
+            control = vector * MsixEntry.size + MsixEntry.vector_control.offset
+            if offset < control + MsixEntry.vector_control.size and offset + len(data) > control:
+                self.mask_vectors(vector, 1, bool(self.table[control] & MSIX_VECTOR_MASKED))
+
+    def _deliver_pending(self) -> None:
+        if self._msix_on and not self._function_mask:
+            for vector, pending in enumerate(self._pending):
+                if pending and not self._masked[vector]:
+                    self._pending[vector] = False
+                    self._signal(self._eventfds[vector])
+
+    def _signal_intx(self) -> None:
+        """Signal an asserted line, and mask it until the VMM unmasks: INTx is auto-masked in VFIO."""
+        if self._line and not (self._intx_masked or self._intx_disabled or self._msix_on) and self._intx_fd >= 0:
+            self._intx_masked = True
+            self._signal(self._intx_fd)
+
+    def _signal(self, fd: int) -> None:
+        if fd >= 0:
+            try:
+                os.eventfd_write(fd, 1)
+                self.delivered += 1
+            except InterruptedError:
+                log.warning("an eventfd was full, and made to block: it is not signalled any more")
+                self._unwire(fd)
+            except OSError:  # full, or no eventfd at all: whoever gave it loses the signal, not we
+                pass
+
+    def _unwire(self, fd: int) -> None:
+        with self.paused_queues():
+            self._eventfds = [-1 if wired == fd else wired for wired in self._eventfds]
+            if self._intx_fd == fd:
+                self._intx_fd = -1
+            os.close(fd)

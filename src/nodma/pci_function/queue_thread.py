@@ -1,0 +1,120 @@
+"""A queue's own threads: one that serves it, and a few that do for it what has to wait for a disk.
+
+Compiled, none of them needs Python's lock while requests are the plain ones. All that is not a request, registers above
+all, is the business of the one thread that talks to the VMM: it pauses the queues' threads for as long as it changes
+anything that they look at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from typing import Final
+
+from nodma.errors import BadRing
+from nodma.ring import FAULT, QueueEngine, helper_main, queue_main
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS: Final = 1.0
+HELPERS: Final = 4
+"""Threads of a queue that wait for the disk."""
+
+
+class QueueThread:
+    """Serves ``engine`` while it is resumed; made paused. Used by one thread, that which talks to the VMM.
+
+    Raises OSError or RuntimeError, and leaves neither thread nor descriptor behind, if there are not enough of them.
+
+    ``doorbell`` is an eventfd that wakes it, whoever signals it. ``wakeup_fd`` is signalled when the engine has an
+    interrupt to give that it cannot give itself, and when it ended by itself: see :attr:`ended`.
+    """
+
+    def __init__(self, engine: QueueEngine, *, doorbell: int, wakeup_fd: int, poll_ns: int = 0) -> None:
+        self.engine = engine
+        self.ended = False
+        """The engine met a fault, and is not resumed any more."""
+        self._failed = False
+        self._wakeup_fd = wakeup_fd
+        self._control = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._runs = False
+        self._closing = False
+        self._go = threading.Semaphore(0)
+        self._parked = threading.Semaphore(0)
+        engine.wakeup_fd = wakeup_fd
+        engine.watch(self._control)
+        engine.watch(doorbell)
+        engine.poll_for(poll_ns)
+        self._threads: list[threading.Thread] = []
+        try:
+            engine.start_helpers()
+            self._start(threading.Thread(target=self._run, name="queue", daemon=True))
+            for _ in range(HELPERS):
+                self._start(threading.Thread(target=helper_main, args=(engine,), name="helper", daemon=True))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, thread: threading.Thread) -> None:
+        thread.start()
+        self._threads.append(thread)
+
+    def notify(self) -> None:
+        """Have it look at its ring."""
+        os.eventfd_write(self._control, 1)
+
+    def resume(self) -> None:
+        """Let it serve."""
+        if not self._runs and not self.ended:
+            self._runs = True
+            self.engine.resume()
+            self._go.release()
+
+    def pause(self) -> None:
+        """Have it stop, and wait until it has. What helpers do goes on."""
+        if self._runs:
+            self.engine.pause()
+            self.notify()
+            while not self._parked.acquire(timeout=_PATIENCE_SECONDS):
+                self._interrupt()
+            self._runs = False
+
+    def _interrupt(self) -> None:
+        """End a system call that keeps it: the write to an eventfd that was filled, and made to block."""
+        number = signal.SIGALRM
+        if callable(signal.getsignal(number)):  # else it would end the process
+            signal.pthread_kill(self._threads[0].ident or 0, number)
+
+    def explain(self) -> BadRing:
+        """Say why it ended."""
+        return BadRing("the queue's thread failed; see the log") if self._failed else self.engine.explain()
+
+    def close(self) -> None:
+        """End it, once all that is outstanding was given back."""
+        self.pause()
+        self.engine.signal_fd = -1  # the vector may be another's by now
+        self.engine.drain()
+        self.engine.stop_helpers()
+        self._closing = True
+        self._go.release()
+        for thread in self._threads:
+            thread.join()
+        os.close(self._control)
+
+    def _run(self) -> None:
+        while True:
+            self._go.acquire()
+            if self._closing:
+                return
+            try:
+                state = queue_main(self.engine)
+            except Exception:
+                log.exception("a queue's thread failed")
+                self._failed = True
+                state = FAULT
+            if state == FAULT:
+                self.ended = True
+                os.eventfd_write(self._wakeup_fd, 1)
+            self._parked.release()

@@ -1,0 +1,461 @@
+"""The virtio of a function: features, status, queues (virtio 1.4, chapters 2 and 3), and the policy.
+
+What a driver must not do sets DEVICE_NEEDS_RESET, with a reason that is logged and kept; nothing is
+touched until the driver resets the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Final
+
+from nodma.device.base import Device, Engine, Queue
+from nodma.errors import BadRing, OutsideAddress
+from nodma.pci_function.interrupts import Interrupts
+from nodma.pci_function.queue_thread import QueueThread
+from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueueEngine, RingLayout
+from nodma.spec.profiles import AddressRange, Policy, Profile
+from nodma.spec.virtio import Feature, Status
+from nodma.spec.virtio_pci import NO_VECTOR, Isr
+from nodma.window import Window
+
+log = logging.getLogger(__name__)
+
+_NO_THREADS: Final = nullcontext()
+
+
+@dataclass(slots=True, eq=False)
+class VirtQueue:
+    """What the driver set up of one queue. ``desc``, ``driver``, ``device`` are its three addresses.
+
+    While it is enabled it has an engine, and a ``thread`` of its own if the function has such.
+    """
+
+    queue: Queue
+    size: int = 0
+    vector: int = NO_VECTOR
+    enabled: bool = False
+    desc: int = 0
+    driver: int = 0
+    device: int = 0
+    polled: tuple[int, int] = (0, 0)
+    """Without a thread, when polling: requests taken so far, and when (ns) the last of them was."""
+    engine: Engine | None = None
+    thread: QueueThread | None = None
+
+    def __post_init__(self) -> None:
+        self.size = self.queue.size
+
+    def reset(self) -> None:
+        """Forget it all."""
+        self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
+        self.desc = self.driver = self.device = 0
+        self.polled = 0, 0
+        if self.thread is not None:
+            self.thread.close()
+            self.thread = None
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the process began, but for queues that are enabled: their engines count on."""
+
+    requests: int = 0
+    interrupts: int = 0
+    """Signalled by the queues' engines."""
+    notifications: int = 0
+    resets: int = 0
+    needs_reset: int = 0
+    outside: int = 0
+    """Addresses outside the window that were given, caught, and not followed."""
+    refused: int = 0
+    """Times that FEATURES_OK was refused."""
+
+
+class VirtioCore:
+    """The device model's other side: what the driver negotiated and set up."""
+
+    def __init__(
+        self,
+        device: Device,
+        profile: Profile,
+        policy: Policy,
+        interrupts: Interrupts,
+        window: Window,
+        *,
+        threads: bool = False,
+        poll_ns: int = 0,
+    ) -> None:
+        self.device = device
+        self.profile = profile
+        self.policy = policy
+        self.interrupts = interrupts
+        self.window = window
+        transport = (
+            Feature.VERSION_1,
+            Feature.ACCESS_PLATFORM,
+            Feature.EVENT_IDX,
+            Feature.INDIRECT_DESC,
+            profile.feature,
+        )
+        self.offered = device.features | sum(feature.mask for feature in transport)
+        self.accepted = 0
+        self.status = Status(0)
+        self.isr = Isr(0)
+        self.config_vector = NO_VECTOR
+        self.config_generation = 0
+        device.check()
+        self.queues = [VirtQueue(queue) for queue in device.queues]
+        self.counters = Counters()
+        self.reason = ""
+        """Why the device last asked for a reset, or refused the features."""
+        self.before_enable: Callable[[VirtQueue], str] = lambda _: ""
+        """Called before a queue is enabled; says why it cannot be, if so."""
+        self._address_range: AddressRange | None = None
+        self._active: list[VirtQueue] = []
+        self._threaded: list[VirtQueue] = []
+        self._pause_depth = 0
+        self._poll_ns = poll_ns
+        self.main_thread_must_interrupt = False
+        """Whether a queue's thread may want an interrupt that it cannot give itself, as INTx: that must not wait."""
+        self.wakeup_fd = -1
+        """An eventfd that is signalled when a queue's thread wants :meth:`service`; -1 without threads."""
+        self.doorbells: list[int] = []
+        """An eventfd a queue, which notifies its thread; whoever may notify may have it. None without threads."""
+        if threads:
+            self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.doorbells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.queues]
+        device.on_config_change(self.config_changed)
+
+    @property
+    def address_range(self) -> AddressRange | None:
+        """Which addresses are the window's now; None if none is."""
+        return self._address_range
+
+    @property
+    def running(self) -> bool:
+        """Whether requests may be handled (2.1, 3.1)."""
+        return (
+            bool(self.status & Status.DRIVER_OK)
+            and not self.status & (Status.DEVICE_NEEDS_RESET | Status.FAILED)
+            and self._address_range is not None
+        )
+
+    def reset(self) -> None:
+        """Reset the device as writing 0 to the status does (2.4). The window keeps its contents."""
+        had = self.status
+        self.status = Status(0)
+        self.accepted = 0
+        self.config_vector = NO_VECTOR
+        self.isr = Isr(0)
+        self.interrupts.set_line(False)
+        self._active.clear()
+        for queue in self.queues:
+            if queue.engine is not None:
+                self._pause(queue)
+                self.counters.requests += queue.engine.requests
+                self.counters.interrupts += queue.engine.interrupts
+            queue.reset()
+        self._threaded.clear()
+        self.main_thread_must_interrupt = False
+        if had:
+            self.counters.resets += 1
+            self.device.reset()
+
+    def write_status(self, value: int) -> None:
+        """Take what the driver writes to the status: 0 resets, and bits once set stay (2.1.1)."""
+        if value == 0:
+            self.reset()
+            return
+        new = Status(value) & ~self.status & ~Status.DEVICE_NEEDS_RESET
+        if new & Status.FEATURES_OK and not self._features_ok():
+            new &= ~Status.FEATURES_OK
+        self.status |= new
+        if new & Status.FAILED:
+            log.info("the driver gave up on the device (FAILED)")
+        if new & Status.DRIVER_OK and self.status & Status.DEVICE_NEEDS_RESET:
+            self._interrupt(self.config_vector, Isr.CONFIG)
+        elif new & Status.DRIVER_OK:
+            if not self.status & Status.FEATURES_OK:
+                self.fail("DRIVER_OK without FEATURES_OK")
+                return
+            log.info("the driver is ready, features %#x", self.accepted)
+            self.device.start(self.accepted)
+            self._wake_all()
+
+    def _features_ok(self) -> bool:
+        """Check what the driver accepted (2.2, SW-V1)."""
+        missing = self.accepted & ~self.offered
+        if missing:
+            self.reason = f"the driver accepts features that were not offered: {missing:#x}"
+        elif not self.accepted & Feature.VERSION_1.mask:
+            self.reason = "the driver does not accept VERSION_1"
+        elif self.policy is Policy.REQUIRED and not self.accepted & self.profile.feature.mask:
+            self.reason = (
+                f"the driver does not accept VIRTIO_F_{self.profile.feature.name} (bit {self.profile.feature}),"
+                f" which this device's policy requires ({self.profile.clauses.refuse})"
+            )
+        elif self.accepted & self.profile.feature.mask and self.profile.needs & ~self.accepted:
+            self.reason = (
+                f"the driver accepts VIRTIO_F_{self.profile.feature.name} without what it needs:"
+                f" features {self.profile.needs & ~self.accepted:#x} (DMB-D1)"
+            )
+        else:
+            return True
+        self.counters.refused += 1
+        log.warning("FEATURES_OK refused: %s", self.reason)
+        return False
+
+    def accept(self, word: int, value: int) -> None:
+        """Take 32 feature bits of the driver, until FEATURES_OK settles them."""
+        if word < 2 and not self.status & Status.FEATURES_OK:
+            shift = 32 * word
+            self.accepted = self.accepted & ~(0xFFFFFFFF << shift) | value << shift
+
+    def enable(self, queue: VirtQueue) -> None:
+        """Begin to use a queue, at the addresses that the driver set."""
+        if queue.enabled or self.status & Status.DEVICE_NEEDS_RESET:
+            return
+        if not self.status & Status.FEATURES_OK:
+            self.fail(f"queue {queue.queue.name} enabled before FEATURES_OK")
+            return
+        if why_not := self.before_enable(queue):
+            self.fail(why_not)
+            return
+        address_range = self._address_range
+        if address_range is None:
+            self.fail(f"queue {queue.queue.name} enabled while the window's BAR decodes no address")
+            return
+        layout = RingLayout(
+            queue.size, *(address - address_range.base for address in (queue.desc, queue.driver, queue.device))
+        )
+        try:
+            ring = DeviceRing(
+                self.window,
+                layout,
+                base=address_range.base,
+                first=address_range.first,
+                limit=address_range.limit,
+                indirect=bool(self.accepted & Feature.INDIRECT_DESC.mask),
+                event_idx=bool(self.accepted & Feature.EVENT_IDX.mask),
+            )
+        except BadRing as error:
+            self._on_ring_fault(queue, error)
+            return
+        try:
+            queue.engine = engine = self.device.make_engine(queue.queue, ring)
+            if self.doorbells and isinstance(engine, QueueEngine):
+                queue.thread = self._make_thread(queue, engine)
+                self._threaded.append(queue)
+        except (OSError, RuntimeError) as error:  # no descriptor, or no thread, is to be had
+            if queue.engine is not None:
+                queue.engine.close()
+                queue.engine = None
+            self.fail(f"queue {queue.queue.name} cannot be served: {error}")
+            return
+        queue.enabled = True
+        self._wake(queue)
+        self._resume()
+
+    def _make_thread(self, queue: VirtQueue, engine: QueueEngine) -> QueueThread:
+        doorbell = self.doorbells[self.queues.index(queue)]
+        alone = len(self._threaded) < len(os.sched_getaffinity(0))  # no more queues poll than there are cores
+        return QueueThread(engine, doorbell=doorbell, wakeup_fd=self.wakeup_fd, poll_ns=self._poll_ns if alone else 0)
+
+    def rebase(self, address_range: AddressRange | None) -> None:
+        """Follow the window to where it is now; None while it is nowhere, and requests wait."""
+        if address_range == self._address_range:
+            return
+        self._address_range = address_range
+        if address_range is not None:
+            for queue in self.queues:
+                if queue.engine is not None:
+                    queue.engine.rebase(address_range.base)
+            self._wake_all()
+
+    def notify(self, index: int) -> None:
+        """Take an available buffer notification; one for no queue in use is spurious, and harmless."""
+        self.counters.notifications += 1
+        if index < len(self.queues):
+            self._wake(self.queues[index])
+
+    def _wake(self, queue: VirtQueue) -> None:
+        if queue.thread is not None:
+            queue.thread.notify()
+        elif queue.engine is not None and queue not in self._active:
+            queue.engine.disarm()
+            queue.polled = queue.engine.requests, time.monotonic_ns()
+            self._active.append(queue)
+
+    def _wake_all(self) -> None:
+        for queue in self.queues:
+            self._wake(queue)
+
+    # Threads
+
+    def paused_queues(self) -> AbstractContextManager[None]:
+        """Keep the queues' threads still while something is changed that they look at."""
+        return self._pause_all() if self._threaded else _NO_THREADS
+
+    @contextmanager
+    def _pause_all(self) -> Iterator[None]:
+        self._pause_depth += 1
+        try:
+            for queue in self._threaded:
+                self._pause(queue)
+            yield
+        finally:
+            self._pause_depth -= 1
+            self._resume()
+
+    @staticmethod
+    def _pause(queue: VirtQueue) -> None:
+        if queue.thread is not None:
+            queue.thread.pause()
+
+    def _resume(self) -> None:
+        """Let the threads go on, if nothing speaks against it."""
+        if self._pause_depth or not self.running:
+            return
+        self.main_thread_must_interrupt = False
+        for queue in self._threaded:
+            if queue.thread is not None:
+                queue.thread.engine.signal_fd = self.interrupts.eventfd_if_unmasked(queue.vector)
+                self.main_thread_must_interrupt |= queue.thread.engine.signal_fd < 0
+                queue.thread.resume()
+
+    def service(self) -> bool:
+        """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
+        if self._threaded:
+            self._service_threads()
+        if not self._active or not self.running:
+            return False
+        for queue in tuple(self._active):
+            if not self._serve(queue) and queue in self._active:
+                self._active.remove(queue)
+        return bool(self._active) and self.running
+
+    def finish(self, seconds: float) -> None:
+        """Handle the requests that are there, for so many seconds at most."""
+        end = time.monotonic() + seconds
+        with self.paused_queues():
+            if self.running:
+                self._active += self._threaded
+            while self.service() and time.monotonic() < end:
+                pass
+            for queue in self._threaded:
+                assert queue.thread
+                queue.thread.engine.drain()
+
+    def _service_threads(self) -> None:
+        """Do what the queues' threads cannot do themselves. Most often there is nothing, and that is soon seen."""
+        for queue in self._threaded:
+            assert queue.thread
+            self._deliver(queue, queue.thread.engine)
+            if queue.thread.ended and not self.status & Status.DEVICE_NEEDS_RESET:
+                self._on_ring_fault(queue, queue.thread.explain())
+
+    def _serve(self, queue: VirtQueue) -> bool:
+        """Handle a few batches of a queue; tell whether there may be more."""
+        engine = queue.engine
+        assert engine is not None
+        try:
+            state = engine.serve(TURNS)
+        except Exception:
+            log.exception("the device model failed on queue %s", queue.queue.name)
+            self.fail(f"the device model failed on queue {queue.queue.name}; see the log")
+            return False
+        self._deliver(queue, engine)
+        if state == FAULT:
+            self._on_ring_fault(queue, engine.explain())
+            return False
+        return state == BUSY or self._polls(queue, engine) or engine.arm()
+
+    def _polls(self, queue: VirtQueue, engine: Engine) -> bool:
+        """Whether to look at a queue that has no request now, because the last one is not long ago."""
+        if not self._poll_ns:
+            return False
+        now = time.monotonic_ns()
+        if engine.requests != queue.polled[0]:
+            queue.polled = engine.requests, now
+        return now - queue.polled[1] < self._poll_ns
+
+    def _deliver(self, queue: VirtQueue, engine: Engine) -> None:
+        """Give the interrupt that an engine wants."""
+        if engine.wanted:
+            engine.wanted = False
+            self._interrupt(queue.vector, Isr.QUEUE)
+
+    def _on_ring_fault(self, queue: VirtQueue, error: BadRing) -> None:
+        if isinstance(error, OutsideAddress):
+            self.counters.outside += 1
+        self.fail(f"queue {queue.queue.name}: {error}")
+
+    def fail(self, reason: str) -> None:
+        """Set DEVICE_NEEDS_RESET, and tell a driver that is ready (2.1.2)."""
+        self.reason = reason
+        if self.status & Status.DEVICE_NEEDS_RESET:
+            return
+        log.warning("DEVICE_NEEDS_RESET: %s", reason)
+        self.counters.needs_reset += 1
+        self._active.clear()
+        for queue in self._threaded:
+            self._pause(queue)
+        self.status |= Status.DEVICE_NEEDS_RESET
+        if self.status & Status.DRIVER_OK:
+            self._interrupt(self.config_vector, Isr.CONFIG)
+
+    @property
+    def requests(self) -> int:
+        """Requests taken since the process began."""
+        return self.counters.requests + sum(queue.engine.requests for queue in self.queues if queue.engine)
+
+    @property
+    def interrupted(self) -> int:
+        """Interrupts delivered since the process began."""
+        signalled = sum(queue.engine.interrupts for queue in self.queues if queue.engine)
+        return self.interrupts.delivered + self.counters.interrupts + signalled
+
+    def renew_doorbells(self) -> None:
+        """Give each queue another doorbell: a client that is gone may still hold the old one. The queues are reset."""
+        for index, fd in enumerate(self.doorbells):
+            os.close(fd)
+            self.doorbells[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def close(self) -> None:
+        """Close what is open, the window excepted. The queues are reset."""
+        for fd in (*self.doorbells, self.wakeup_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.doorbells, self.wakeup_fd = [], -1
+
+    def config_changed(self) -> None:
+        """Tell the driver that the device configuration is another (2.5)."""
+        self.config_generation = (self.config_generation + 1) & 0xFF
+        if self.status & Status.DRIVER_OK:
+            self._interrupt(self.config_vector, Isr.CONFIG)
+
+    def _interrupt(self, vector: int, cause: Isr) -> None:
+        """Interrupt the driver by MSI-X, or by INTx with its cause in the ISR status (4.1.4.5)."""
+        if self.interrupts.msix_on:
+            if cause is Isr.CONFIG:
+                self.isr |= cause
+            self.interrupts.raise_vector(vector)
+        else:
+            self.isr |= cause
+            self.interrupts.set_line(True)
+
+    def take_isr(self) -> int:
+        """Read the ISR status, which clears it and de-asserts INTx."""
+        isr = self.isr
+        self.isr = Isr(0)
+        self.interrupts.set_line(False)
+        return isr

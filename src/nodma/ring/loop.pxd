@@ -1,1 +1,0 @@
-cimport nodma.ring.release as release

@@ -1,0 +1,1 @@
+cimport nodma.ring.without_gil as without_gil

@@ -1,0 +1,205 @@
+"""The path of a disk's requests: both builds do the same with any ring; what would wait is left to helpers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodma.builds import is_compiled, load_interpreted
+from nodma.device import BlockDevice
+from nodma.device.image import Image
+from nodma.ring import FAULT, IDLE, DriverRing, RingLayout
+from nodma.spec.virtio import DescFlag, Descriptor
+from nodma.spec.virtio_blk import BlkRange, BlkRequest, BlkStatus, BlkType
+from nodma.window import Window
+
+N = 16
+LAYOUT = RingLayout.packed_at(0, N)
+SIZE = 0x8000
+CELL = 0x1000
+DATA = 0x2000
+TABLE = 0x3000
+PAGE = 4096
+DISK = 64 * PAGE
+
+numbers = st.integers(0, 2**64 - 1) | st.integers(0, SIZE)
+flags = st.sampled_from([0, DescFlag.NEXT, DescFlag.WRITE, DescFlag.NEXT | DescFlag.WRITE, DescFlag.INDIRECT, 0xFFFF])
+descriptors = st.tuples(
+    st.sampled_from([CELL, CELL + 8, CELL + 32, DATA, DATA + PAGE, TABLE, SIZE - 1]) | numbers,
+    st.sampled_from([0, 1, 16, 15, 17, 512, 513, PAGE]) | st.integers(0, 2**32 - 1),
+    flags,
+    st.integers(0, N),
+)
+kinds = st.sampled_from([*BlkType, 99])
+headers = st.tuples(kinds, st.integers(0, DISK // 512 + 1) | st.integers(0, 2**64 - 1))
+
+
+def served(build: Callable[[str], ModuleType], memory: bytes, path: Path, *, read_only: bool) -> list[Any]:
+    """Serve a ring as it lies in ``memory``; what is then in the window, in the image, and counted."""
+    path.write_bytes(bytes(range(256)) * (DISK // 256))
+    device = BlockDevice(Image(path, read_only=read_only), pool=1 << 20, serial="same")
+    with Window.create(SIZE) as window, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nodma.device.blk.BlockEngine", build("nodma.device.blk_engine").BlockEngine)
+        window.bytes[: len(memory)] = memory
+        ring = build("nodma.ring.device_end").DeviceRing(
+            window, LAYOUT, base=0, first=0, limit=SIZE, indirect=True, event_idx=True
+        )
+        block = device.make_engine(device.queues[0], ring)
+        device.start(device.features)
+        state = block.serve(4)
+        why = str(block.explain()) if state == FAULT else ""
+        block.close()
+        found = [state, why, block.requests, bytes(window.bytes), path.read_bytes(), device.statistics()]
+        del ring, block
+    device.close()
+    return found
+
+
+@given(
+    table=st.lists(descriptors, min_size=N, max_size=N),
+    inner=st.lists(descriptors, min_size=8, max_size=8),
+    cells=st.lists(headers, min_size=2, max_size=2),
+    heads=st.lists(st.integers(0, N), min_size=N, max_size=N),
+    ahead=st.integers(0, N + 1),
+    read_only=st.booleans(),
+)
+def test_both_builds_do_the_same_with_any_ring(
+    tmp_path_factory: pytest.TempPathFactory,
+    table: list[Any],
+    inner: list[Any],
+    cells: list[tuple[int, int]],
+    heads: list[int],
+    ahead: int,
+    read_only: bool,
+) -> None:
+    built = importlib.import_module("nodma.device.blk_engine")
+    if not is_compiled(built):
+        pytest.skip("the path was not compiled here: there is no C compiler")
+    memory = bytearray(SIZE)
+    for index, (addr, length, flag, following) in enumerate(table):
+        Descriptor.codec.pack_into(memory, 16 * index, addr, length, flag, following)
+    for index, (addr, length, flag, following) in enumerate(inner):
+        Descriptor.codec.pack_into(memory, TABLE + 16 * index, addr, length, flag, following)
+    for index, (kind, sector) in enumerate(cells):
+        BlkRequest.codec.pack_into(memory, CELL + 32 * index, kind, 0, sector)
+    BlkRange.codec.pack_into(memory, DATA, 8, 8, 0)
+    struct.pack_into(f"<HH{N}HH", memory, LAYOUT.avail, 0, ahead, *heads, 0)
+    path = tmp_path_factory.getbasetemp() / "same.img"
+    oracle = served(load_interpreted, bytes(memory), path, read_only=read_only)
+    assert served(importlib.import_module, bytes(memory), path, read_only=read_only) == oracle
+
+
+class Helped:
+    """A path with helpers, driven by hand: this thread is the queue's."""
+
+    def __init__(self, build: Callable[[str], ModuleType], image: Path, helpers: int) -> None:
+        self.device = BlockDevice(Image(image), pool=1 << 20, serial="helped")
+        self.window = Window.create(SIZE * 4)
+        ring = build("nodma.ring.device_end").DeviceRing(
+            self.window, LAYOUT, base=0, first=0, limit=self.window.size, indirect=True, event_idx=True
+        )
+        self.driver = DriverRing(self.window, LAYOUT, base=0, event_idx=True)
+        self.engine = self.device.make_engine(self.device.queues[0], ring)
+        self.device.start(self.device.features)
+        self.engine.start_helpers()
+        work = build("nodma.ring.thread_main").helper_main
+        self.threads = [threading.Thread(target=work, args=(self.engine,)) for _ in range(helpers)]
+        for thread in self.threads:
+            thread.start()
+
+    def offer(self, number: int, kind: int, sector: int, length: int, data: bytes = b"") -> None:
+        """Put a request into the ring; its data lie at a place of its own."""
+        cell, at = CELL + 32 * number, DATA + PAGE * number
+        BlkRequest.codec.pack_into(self.window.bytes, cell, kind, 0, sector)
+        self.window.bytes[at : at + len(data)] = data
+        parts = [(at, length)] if length else []
+        out = kind not in (BlkType.IN, BlkType.GET_ID)
+        self.driver.add([(cell, 16), *(parts if out else [])], [*([] if out else parts), (cell + 16, 1)], number)
+        self.driver.publish()
+
+    def done(self) -> dict[int, int]:
+        """Serve, wait for the helpers; the status of each request that was given back."""
+        assert self.engine.serve(4) == IDLE
+        self.engine.drain()
+        return {number: self.window.bytes[CELL + 32 * number + 16] for number, _ in self.driver.reap(N)}  # type: ignore[operator]
+
+    def close(self) -> None:
+        self.engine.stop_helpers()
+        for thread in self.threads:
+            thread.join()
+        self.engine.close()
+        del self.engine, self.driver
+        self.window.close()
+        self.device.close()
+
+
+@pytest.fixture(params=["interpreted", "compiled"])
+def helped(
+    request: pytest.FixtureRequest, load_build: Callable[[str, str], ModuleType], tmp_path: Path
+) -> Iterator[Helped]:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(DISK))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nodma.device.blk.BlockEngine", load_build("nodma.device.blk_engine", request.param).BlockEngine)
+        made = Helped(lambda name: load_build(name, request.param), image, helpers=2)
+        yield made
+        made.close()
+
+
+def test_what_waits_is_left_to_helpers_and_given_back_whole(helped: Helped, tmp_path: Path) -> None:
+    before = (tmp_path / "image").read_bytes()
+    helped.offer(0, BlkType.FLUSH, 0, 0)
+    helped.offer(1, BlkType.OUT, 9, 512, b"w" * 512)  # part of a page
+    helped.offer(2, BlkType.GET_ID, 0, 20)
+    helped.offer(3, BlkType.DISCARD, 0, 16, BlkRange.codec.pack(64, 8, 0))
+    helped.offer(4, 99, 0, 0)
+    assert helped.engine.serve(4) == IDLE
+    assert helped.engine.requests == 5
+    assert helped.engine.outstanding == 5
+    assert helped.done() == {0: 0, 1: 0, 2: 0, 3: 0, 4: BlkStatus.UNSUPP}
+    assert helped.engine.outstanding == 0
+    assert bytes(helped.window.view(DATA + 2 * PAGE, 20)) == b"helped".ljust(20, b"\0")
+    after = (tmp_path / "image").read_bytes()
+    assert after[9 * 512 : 10 * 512] == b"w" * 512
+    assert after[64 * 512 : 72 * 512] == bytes(8 * 512)
+    assert after[: 9 * 512] == before[: 9 * 512]
+    counted = helped.device.statistics()
+    assert (counted["flushes"], counted["writes"], counted["discards"], counted["errors"]) == (1, 1, 1, 1)
+
+
+def test_reads_of_what_is_not_cached_are_right(helped: Helped, tmp_path: Path) -> None:
+    """The kernel forgets the file's pages where it can; whether it did or not, the data are the image's."""
+    fd = helped.device.image.fd
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    for number in range(N // 3):
+        helped.offer(number, BlkType.IN, 8 * (5 * number + 1), PAGE)
+    assert set(helped.done().values()) == {BlkStatus.OK}
+    data = (tmp_path / "image").read_bytes()
+    for number in range(N // 3):
+        at = 8 * 512 * (5 * number + 1)
+        assert bytes(helped.window.view(DATA + PAGE * number, PAGE)) == data[at : at + PAGE]
+    assert helped.device.statistics()["bytes_read"] == N // 3 * PAGE
+
+
+def test_more_requests_than_can_be_outstanding_are_done_all_the_same(helped: Helped) -> None:
+    """A driver that makes the same head available again and again has more out than the queue has entries."""
+    helped.offer(0, BlkType.FLUSH, 0, 0)
+    avail = helped.window.words("H", LAYOUT.avail, 2 + N)
+    for lap in range(1, 40):
+        for place in range(N):
+            avail[2 + place] = avail[2]
+        avail[1] = N * lap
+        assert helped.engine.serve(4) == IDLE
+    helped.engine.drain()
+    assert helped.device.statistics()["flushes"] == N * 39
