@@ -3,7 +3,8 @@
 ::
 
     NodmaError
-    ├── UsageError            what was asked for cannot be: a bad size, a missing image
+    ├── UsageError            what was asked for makes no sense: a bad size, an unknown key
+    │   └── Unavailable       ... or makes sense, but not here and now: a missing image, a socket in use
     ├── OutOfWindow           an offset and length that do not lie inside the window
     ├── PoolTooSmall          a mapping that this pool could never hold, even when empty
     ├── BadRing               a number in a virtqueue that no correct driver writes
@@ -29,7 +30,11 @@ class NodmaError(Exception):
 
 
 class UsageError(NodmaError):
-    """What the caller asked for cannot be done; the message says what can."""
+    """What the caller asked for cannot be done; the message says what can. A command exits with 2."""
+
+
+class Unavailable(UsageError):
+    """What the caller asked for needs a file, a socket, a tool or a right that is missing. A command exits with 1."""
 
 
 class OutOfWindow(NodmaError):

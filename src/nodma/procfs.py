@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 
 _MAP_LINE: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+)\s*(.*)")
 _PIECE: Final = 1 << 20
@@ -124,4 +124,4 @@ class ProcessView:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> UsageError:
-        return UsageError(f"process {self.pid} cannot be looked at: {error.strerror} (be its parent, or root)")
+        return Unavailable(f"process {self.pid} cannot be looked at: {error.strerror} (be its parent, or root)")

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 import click
 
 from nodma.cli.inspect_socket import inspect_regions
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 from nodma.pci.config import ConfigSpace
 from nodma.pci.dump import parse_dump, write_dump
 from nodma.pci.record import to_json
@@ -60,7 +60,7 @@ def _reports(source: str) -> list[Report]:
             with path.open("rb") as file:
                 return _from_dump(source, file)
         except OSError as error:
-            raise UsageError(f"{source} cannot be read: {error.strerror}") from error
+            raise Unavailable(f"{source} cannot be read: {error.strerror}") from error
     if full_address(source):
         return [read_function(source)]
     raise UsageError(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable
 
 BLOCK: Final = 4096
 _SBIN: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
@@ -19,7 +19,7 @@ def _tool(name: str) -> str:
     """Find a program of e2fsprogs, also where only root's PATH looks."""
     found = shutil.which(name) or shutil.which(name, path=":".join(_SBIN))
     if not found:
-        raise UsageError(f"{name} is missing: install e2fsprogs (Debian, Ubuntu: apt-get install e2fsprogs)")
+        raise Unavailable(f"{name} is missing: install e2fsprogs (Debian, Ubuntu: apt-get install e2fsprogs)")
     return found
 
 
@@ -27,7 +27,7 @@ def _run(arguments: list[str], *, good: Iterable[int] = (0,)) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode not in good:
         last = " / ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
-        raise UsageError(f"{Path(arguments[0]).name} failed with exit code {done.returncode}: {last}")
+        raise Unavailable(f"{Path(arguments[0]).name} failed with exit code {done.returncode}: {last}")
     return done.stdout
 
 

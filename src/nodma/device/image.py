@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable
 from nodma.spec.virtio_blk import SECTOR
 
 _KEEP_SIZE: Final = 0x01
@@ -55,23 +55,23 @@ class Image:
         try:
             self.fd = self.buffered_fd = _open(path, flags)
         except FileNotFoundError:
-            raise UsageError(f"the image {path} does not exist: create one, for example by truncate -s 1G") from None
+            raise Unavailable(f"the image {path} does not exist: create one, for example by truncate -s 1G") from None
         except PermissionError:
             how = "read" if read_only else "written (with --read-only it need not be)"
-            raise UsageError(f"the image {path} cannot be {how}: permission denied") from None
+            raise Unavailable(f"the image {path} cannot be {how}: permission denied") from None
         except OSError as error:
-            raise UsageError(f"the image {path} cannot be opened: {error.strerror}") from error
+            raise Unavailable(f"the image {path} cannot be opened: {error.strerror}") from error
         try:
             mode = os.fstat(self.fd)
             self.is_block = stat.S_ISBLK(mode.st_mode)
             if not (self.is_block or stat.S_ISREG(mode.st_mode)):
-                raise UsageError(f"the image {path} is neither a file nor a block device")
+                raise Unavailable(f"the image {path} is neither a file nor a block device")
             self.size: Final = os.lseek(self.fd, 0, os.SEEK_END)
             self.physical_block: Final = max(SECTOR, mode.st_blksize)
             if not self.size:
-                raise UsageError(f"the image {path} is empty: give it a size, for example by truncate -s 1G {path}")
+                raise Unavailable(f"the image {path} is empty: give it a size, for example by truncate -s 1G {path}")
             if self.size % SECTOR:
-                raise UsageError(
+                raise Unavailable(
                     f"the image {path} has {self.size} bytes, no multiple of {SECTOR}:"
                     f" extend it by truncate -s %{SECTOR} {path}"
                 )
@@ -80,14 +80,14 @@ class Image:
         except BaseException as error:
             os.close(self.buffered_fd)
             if isinstance(error, OSError):
-                raise UsageError(f"the image {path} has no size that can be told: {error.strerror}") from error
+                raise Unavailable(f"the image {path} has no size that can be told: {error.strerror}") from error
             raise
 
     def _open_direct(self, flags: int) -> int:
         try:
             return _open(self.path, flags | os.O_DIRECT)
         except OSError as error:
-            raise UsageError(
+            raise Unavailable(
                 f"the image {self.path} cannot be opened without the page cache: {error.strerror};"
                 " its file system may not know O_DIRECT: use --cache writeback"
             ) from error

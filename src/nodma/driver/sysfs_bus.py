@@ -15,7 +15,7 @@ from typing import Final, Self
 from nodma.driver.bus import PciPeer
 from nodma.driver.pool_partition import PoolPartition
 from nodma.driver.slot_peers import NoPeers, SlotPeers
-from nodma.errors import ProbeError, UsageError
+from nodma.errors import ProbeError, Unavailable, UsageError
 from nodma.pci.sysfs import ROOT, bar_sizes, device_and_function, full_address
 from nodma.spec.pci import Command, Type0Header
 from nodma.window import Window
@@ -37,7 +37,7 @@ class SysfsBus:
         self._windows: dict[int, Window] = {}
         self._enabled = False
         if not place.is_dir():
-            raise UsageError(f"there is no PCI function {self.address} on this machine ({place})")
+            raise Unavailable(f"there is no PCI function {self.address} on this machine ({place})")
         driver = place / "driver"
         if driver.is_symlink():
             raise ProbeError(
@@ -47,7 +47,7 @@ class SysfsBus:
         try:
             self._config = os.open(place / "config", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise UsageError(f"{place}/config cannot be written: {error.strerror} (root may)") from error
+            raise Unavailable(f"{place}/config cannot be written: {error.strerror} (root may)") from error
         self._sizes = bar_sizes(place / "resource") or {}
 
     @classmethod
@@ -65,7 +65,7 @@ class SysfsBus:
         try:
             (self._place / "enable").write_text("1")
         except OSError as error:
-            raise UsageError(f"{self._place}/enable cannot be written: {error.strerror} (root may)") from error
+            raise Unavailable(f"{self._place}/enable cannot be written: {error.strerror} (root may)") from error
         self._enabled = True
         field = Type0Header.command
         command = int.from_bytes(self.read_config(field.offset, field.size), "little")

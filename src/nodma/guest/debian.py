@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import GuestError, UsageError
+from nodma.errors import GuestError, Unavailable
 from nodma.guest.command import last_lines, run
 
 SUITES: Final = ("bookworm", "trixie", "trixie-backports")
@@ -72,9 +72,9 @@ class Apt:
     def __init__(self, directory: Path, mirror: str) -> None:
         for need, package in ((shutil.which("apt-get"), "apt"), (shutil.which("dpkg-deb"), "dpkg")):
             if need is None:
-                raise UsageError(f"fetching packages needs {package}; name your own --qemu and --kernel instead")
+                raise Unavailable(f"fetching packages needs {package}; name your own --qemu and --kernel instead")
         if not _KEYRING.exists():
-            raise UsageError(f"{_KEYRING} is missing: apt-get install debian-archive-keyring")
+            raise Unavailable(f"{_KEYRING} is missing: apt-get install debian-archive-keyring")
         self._directory = directory
         self._archives = directory / "archives"
         for place in (directory / "lists" / "partial", self._archives / "partial"):

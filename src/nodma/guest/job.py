@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 from nodma.guest.cache import locked
 from nodma.guest.command import run
 from nodma.guest.cpio import Archive, Sink, Tree
@@ -119,7 +119,7 @@ def _debian(tools: Tools, program: str) -> Path:
     if program not in PROGRAMS:
         raise UsageError(f"the kit does not carry {program!r}; it has {', '.join(PROGRAMS)}")
     if tools.root is None:
-        raise UsageError(f"{program} is for guests with the kit: run `nodma guest setup`")
+        raise Unavailable(f"{program} is for guests with the kit: run `nodma guest setup`")
     return tools.root
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import GuestError, UsageError
+from nodma.errors import GuestError, Unavailable, UsageError
 from nodma.guest.cache import locked
 from nodma.guest.chroot import run_inside
 from nodma.guest.command import last_lines
@@ -42,7 +42,7 @@ class Kernel:
         """A kernel of the user's. Raises UsageError if there is no such file."""
         for path in (image, *(path for path in (modules, module) if path)):
             if not path.exists():
-                raise UsageError(f"{path} is not there")
+                raise Unavailable(f"{path} is not there")
         return cls(image.name, modules.name if modules else image.name, image, modules, None, module)
 
     def files_of(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -57,7 +57,7 @@ class Kernel:
                 return
             path = self._loadable.get(name)
             if path is None:
-                raise UsageError(f"kernel {self.release} has no driver {name}")
+                raise Unavailable(f"kernel {self.release} has no driver {name}")
             content = path.read_bytes()
             if path.suffix == ".xz":
                 content = lzma.decompress(content)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 from nodma.guest.cache import cache_directory, locked
 from nodma.guest.debian import Apt, CloudKernel, Progress, host_mirror, unpack
 from nodma.guest.kernel import Kernel
@@ -54,7 +54,7 @@ class Kit:
         directory = cache_directory(cache)
         record = _read(directory)
         if record is None:
-            raise UsageError(f"there is no guest kit in {directory}: run `nodma guest setup`")
+            raise Unavailable(f"there is no guest kit in {directory}: run `nodma guest setup`")
         return cls(directory, tuple(CloudKernel(**kernel) for kernel in record["kernels"]), record["has_qemu"])
 
     @property
@@ -69,7 +69,7 @@ class Kit:
         if found is None and self.has_qemu:
             found = Qemu.unpacked(self.root)
         if found is None:
-            raise UsageError("the QEMU that this kit was set up with is gone from PATH: run `nodma guest setup` again")
+            raise Unavailable("the QEMU that this kit was set up with is gone from PATH: run `nodma guest setup` again")
         return found.with_firmware(self.root)
 
     @property
@@ -87,7 +87,7 @@ class Kit:
                 image = next(path for path in images if path.exists())
                 return Kernel(short, kernel.release, image, modules, self.root)
         known = ", ".join(short_name(kernel) for kernel in self.kernels)
-        raise UsageError(f"the kit has no kernel {name!r}; it has {known}")
+        raise Unavailable(f"the kit has no kernel {name!r}; it has {known}")
 
 
 def short_name(kernel: CloudKernel) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
-from nodma.errors import GuestError, UsageError
+from nodma.errors import GuestError, Unavailable
 
 PROGRAM: Final = "qemu-system-x86_64"
 OLDEST: Final = (10, 1)
@@ -59,7 +59,7 @@ class Qemu:
         """The one that the user named. Raises UsageError if it will not do."""
         found = cls((str(path),), str(path))
         if found.problem:
-            raise UsageError(f"{path} will not do: {found.problem}")
+            raise Unavailable(f"{path} will not do: {found.problem}")
         return found
 
     @classmethod

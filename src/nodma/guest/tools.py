@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable
 from nodma.guest.cache import cache_directory
 from nodma.guest.qemu import Qemu
 
@@ -28,8 +28,8 @@ class Tools:
         """Tools without a kit. Raises UsageError if there is no static busybox on PATH."""
         path = shutil.which("busybox")
         if path is None:
-            raise UsageError("a guest needs a static busybox, and none is on PATH: install busybox-static")
+            raise Unavailable("a guest needs a static busybox, and none is on PATH: install busybox-static")
         with Path(path).open("rb") as file:
             if b"ld-linux" in file.read(_HEAD_BYTES):
-                raise UsageError(f"a guest needs a static busybox, and {path} is not: install busybox-static")
+                raise Unavailable(f"a guest needs a static busybox, and {path} is not: install busybox-static")
         return cls(qemu, cache_directory(cache), Path(path))

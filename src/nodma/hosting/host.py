@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from nodma.device.base import Device
-from nodma.errors import NodmaError
+from nodma.errors import NodmaError, Unavailable, UsageError
 from nodma.hosting.process import end_with_parent, qemu_device
 from nodma.hosting.ratelimit import RateLimit
 from nodma.pci_function import PciFunction, RemoteKeeper, SharedPoolConfig
@@ -220,12 +220,12 @@ def main(device_class: Callable[[], Device]) -> None:
 
 
 def run(command: click.Command, prog_name: str | None = None) -> None:
-    """Run a command line; errors of nodma's become one line and exit code 1."""
+    """Run a command line; nodma's errors become one line and an exit code: 2 for a wrong command line, else 1."""
     try:
         command.main(standalone_mode=False, prog_name=prog_name)
     except NodmaError as error:
         click.echo(f"nodma: error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) and not isinstance(error, Unavailable) else 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

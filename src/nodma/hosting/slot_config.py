@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 from nodma.spec.pci import DEVICES, FUNCTIONS
 from nodma.spec.profiles import MAX_POOL, MIN_POOL, PROFILES, SWIOTLB, Policy
 from nodma.units import parse_size, show_size
@@ -87,7 +87,7 @@ def load_config(path: Path) -> SlotConfig:
         with path.open("rb") as file:
             return make_config(tomllib.load(file))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise Unavailable(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}") from error
     except UsageError as error:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 from nodma.pci.config import ConfigSpace
 from nodma.pci.probe import read_config
 from nodma.pci.report import Report
@@ -45,7 +45,9 @@ def read_function(address: str, root: Path = ROOT) -> Report:
         raise UsageError(f"{address!r} is no PCI address: write 05:00.0 or 0000:05:00.0")
     place = root / slot
     if not place.is_dir():
-        raise UsageError(f"there is no PCI function {slot} on this machine ({place}); `lspci -D` lists those there are")
+        raise Unavailable(
+            f"there is no PCI function {slot} on this machine ({place}); `lspci -D` lists those there are"
+        )
     raw = _read_config(place / "config", slot)
     space = ConfigSpace.parse(raw, bar_sizes(place / "resource"))
     problems = []
@@ -58,11 +60,11 @@ def _read_config(path: Path, slot: str) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise UsageError(f"the configuration space of {slot} cannot be opened ({path}): {error.strerror}") from error
+        raise Unavailable(f"the configuration space of {slot} cannot be opened ({path}): {error.strerror}") from error
     try:
         return read_config(lambda offset, count: os.pread(fd, count, offset))
     except OSError as error:
-        raise UsageError(f"the configuration space of {slot} cannot be read ({path}): {error.strerror}") from error
+        raise Unavailable(f"the configuration space of {slot} cannot be read ({path}): {error.strerror}") from error
     finally:
         os.close(fd)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from nodma.errors import Disconnected, ProtocolError, Refused, UsageError
+from nodma.errors import Disconnected, ProtocolError, Refused, Unavailable
 from nodma.spec.layout import Layout
 from nodma.spec.vfio_user import (
     DEFAULT_MAX_FDS,
@@ -111,7 +111,7 @@ class Client:
             sock.connect(str(path))
         except OSError as error:
             sock.close()
-            raise UsageError(f"cannot connect to {path}: {error.strerror or error}; is the server running?") from error
+            raise Unavailable(f"cannot connect to {path}: {error.strerror or error}; is the server running?") from error
         return cls(sock)
 
     def _negotiate(self) -> None:

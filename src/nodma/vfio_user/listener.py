@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 
 _BACKLOG: Final = 8
 _PATH_MAX: Final = 107
@@ -52,8 +52,8 @@ def make_listener(path: Path) -> Listener:
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"the socket {path} is in use") from error
-        raise UsageError(f"cannot listen at {path}: {error.strerror}") from error
+            raise Unavailable(f"the socket {path} is in use") from error
+        raise Unavailable(f"cannot listen at {path}: {error.strerror}") from error
     finally:
         os.umask(before)
     sock.listen(_BACKLOG)
@@ -79,7 +79,7 @@ def _clear(path: Path) -> None:
     """Remove a dead socket from ``path``."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise UsageError(f"{path} exists and is no socket: it is left alone; name another path")
+            raise Unavailable(f"{path} exists and is no socket: it is left alone; name another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -93,7 +93,7 @@ def _clear(path: Path) -> None:
             return
         except OSError:  # it listens, and its backlog is full; or it is not ours to touch
             pass
-    raise UsageError(f"the socket {path} is in use: another process listens there")
+    raise Unavailable(f"the socket {path} is in use: another process listens there")
 
 
 def _identity(path: str) -> tuple[int, int, int]:
