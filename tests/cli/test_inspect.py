@@ -156,8 +156,8 @@ def test_several_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("no device", "has no device in it"),
-        ("00:01.0 A\n00: xx\n", "line 2: after the offset come bytes"),
+        ("no device", "has no rows of a configuration space"),
+        ("00:01.0 A\n00: xx\n", "line 2: expected an offset and bytes"),
     ],
 )
 def test_bad_dumps(tmp_path: Path, text: str, words: str) -> None:
@@ -171,7 +171,45 @@ def test_disk_image_is_no_dump(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
         file.truncate(1 << 30)
-    assert "it is no dump" in error(image)
+    assert "expected a dump" in error(image)
+
+
+VF = """31:10.0 {title}
+00: ff ff ff ff 04 00 10 00 00 30 00 01 08 00 80 00
+10: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+20: 00 00 00 00 00 00 00 00 00 00 00 00 f4 1a 02 00
+30: 00 00 00 00 40 00 00 00 00 00 00 00 ff 00 00 00
+40: 09 00 10 01 01 00 00 00 00 0f 00 00 38 00 00 00
+"""
+
+
+def test_a_virtual_function_has_the_ids_of_its_title(tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    dump.write_text(VF.format(title="Class 0100: 1af4:1042 (rev 01)"))
+    assert "Virtio block device [1af4:1042]" in run(dump).output
+    dump.write_text(VF.format(title="SCSI storage controller"))
+    shown = run("-vv", dump).output
+    assert "nothing answers" not in shown
+    assert "reads as ffff:ffff, and its ids are not known" in shown
+
+
+def test_what_is_not_in_a_dump_is_not_called_good(tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    dump.write_text(VF.format(title="Class 0100: 1af4:1042 (rev 01)"))
+    shown = run("-vv", dump).output
+    assert "Not checked:\n\t\tcapability 1 (COMMON) at 0x40: BAR 1 has no address" in shown
+    assert "the features that it offers: only a running server tells" in shown
+    assert json.loads(run("--json", dump).output)["not_checked"]
+
+
+def test_check_exits_by_the_worst_finding(server: Path, tmp_path: Path) -> None:
+    assert run("--check", server).exit_code == 0
+    assert not json.loads(run("--json", server).output)["not_checked"]
+    dump = tmp_path / "dump"
+    dump.write_text(VF.format(title="Class 0100: 1af4:1042 (rev 01)"))
+    assert run("--check", dump).exit_code == 4  # mandatory capabilities are missing
+    dump.write_text("00:02.0 B\n00: ff ff ff ff\n")
+    assert "no function answers at 00:02.0" in error("--check", dump)
 
 
 def test_missing_function() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nodma.errors import UsageError
 from nodma.pci import ConfigSpace
-from nodma.pci.dump import parse_dump, write_dump
+from nodma.pci.dump import UNTITLED, DumpedFunction, decode_dump, parse_dump, write_dump
 from nodma.spec.layout import Layout
 from nodma.spec.pci import CONFIG_SIZE, EXTENDED_CONFIG_SIZE
 
@@ -33,14 +33,64 @@ def test_what_lspci_writes() -> None:
 00: {ROW}
 """
     assert parse_dump(text) == [
-        ("00:05.0", bytes.fromhex(ROW) * 2),
-        ("0001:1f:00.7", bytes.fromhex(ROW)),
+        DumpedFunction("00:05.0", bytes.fromhex(ROW) * 2),
+        DumpedFunction("0001:1f:00.7", bytes.fromhex(ROW)),
     ]
 
 
-def test_text_between_devices_is_passed_over() -> None:
-    assert parse_dump(f"pcilib: a warning\n00: {ROW}\n\r\n00:01.0\r\n00: {ROW}\r\n\r\n00: junk\n") == [
-        ("00:01.0", bytes.fromhex(ROW))
+@pytest.mark.parametrize(
+    ("title", "ids"),
+    [
+        ("00:05.0 Class 0100: 1af4:1042 (rev 01)", (0x1AF4, 0x1042)),
+        ("00:05.0 0100: 1af4:1042 (rev 01)", (0x1AF4, 0x1042)),
+        (
+            "00:05.0 SCSI storage controller [0100]: Red Hat, Inc. Virtio block device [1af4:1042] (rev 01)",
+            (0x1AF4, 0x1042),
+        ),
+        ("00:05.0 SCSI storage controller: Red Hat, Inc. Virtio block device (rev 01)", None),
+        ("00:05.0", None),
+    ],
+)
+def test_titles_tell_the_ids(title: str, ids: tuple[int, int] | None) -> None:
+    assert parse_dump(f"{title}\n00: {ROW}\n") == [DumpedFunction("00:05.0", bytes.fromhex(ROW), ids)]
+
+
+TITLED = f"00:05.0 Class 0100: 1af4:1042 (rev 01)\n00: {ROW}\n10: {ROW}\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TITLED.replace("\n", "\r\n").encode(),
+        TITLED.replace("\n", "\r").encode(),
+        "".join(f"    {line}\n" for line in TITLED.splitlines()).encode(),
+        "".join(f"\t{line}\n" for line in TITLED.splitlines()).encode(),
+        "".join(f"> > {line}\n" for line in TITLED.splitlines()).encode(),
+        "".join(f"| {line}\n" for line in TITLED.splitlines()).encode(),
+        TITLED.encode("utf-16"),
+        TITLED.encode("utf-16-le"),
+        TITLED.replace("\n", "\r\n").encode("utf-16-be"),
+        TITLED.encode("utf-8-sig"),
+        b"a line in Latin-1: \xe4\n" + TITLED.encode(),
+    ],
+    ids=["CRLF", "CR", "spaces", "tabs", "quoted", "bars", "UTF-16", "UTF-16LE", "UTF-16BE", "UTF-8 mark", "Latin-1"],
+)
+def test_dumps_that_came_by_mail_or_an_editor(data: bytes) -> None:
+    (found,) = parse_dump(decode_dump(data))
+    assert found == DumpedFunction("00:05.0", bytes.fromhex(ROW) * 2, (0x1AF4, 0x1042))
+
+
+def test_rows_without_a_title() -> None:
+    text = f"00: {ROW}\n10: {ROW}\n00: {ROW}\n"
+    assert parse_dump(text) == [
+        DumpedFunction(UNTITLED, bytes.fromhex(ROW) * 2),
+        DumpedFunction(UNTITLED, bytes.fromhex(ROW)),
+    ]
+
+
+def test_text_between_functions_is_passed_over() -> None:
+    assert parse_dump(f"pcilib: a warning\n10: {ROW}\n\r\n00:01.0\r\n00: {ROW}\r\n\r\n00: junk\n") == [
+        DumpedFunction("00:01.0", bytes.fromhex(ROW))
     ]
 
 
@@ -51,10 +101,10 @@ def test_device_without_rows_is_none() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("00: zz", "line 2: after the offset come bytes"),
-        ("00: 0 1", "line 2: after the offset come bytes"),
-        ("00:", "line 2: after the offset come bytes"),
-        ("10: 00", "line 2: the row at 0x10 does not follow on the 0x0 bytes"),
+        ("00: zz", "line 2: expected an offset and bytes"),
+        ("00: 0 1", "line 2: expected an offset and bytes"),
+        ("00:", "line 2: expected an offset and bytes"),
+        ("10: 00", "line 2: the row at 0x10 does not follow the 0x0 bytes"),
         ("ffffffff: 00", "line 2: a configuration space has at most 4096 bytes"),
         ("00: " + "00 " * 4097, "line 2: a configuration space has at most 4096 bytes"),
     ],
@@ -68,21 +118,22 @@ def test_rows_that_are_none(row: str, words: str) -> None:
 def test_any_text(text: str) -> None:
     with suppress(UsageError):
         devices = parse_dump("00:05.0 Device\n" + text)
-        assert all(0 < len(data) <= EXTENDED_CONFIG_SIZE for _, data in devices)
+        assert all(0 < len(found.raw) <= EXTENDED_CONFIG_SIZE for found in devices)
 
 
 @given(st.sampled_from([64, 256, 4096]), st.data())
 def test_round_trip(size: int, data: st.DataObject) -> None:
     raw = data.draw(st.binary(min_size=size, max_size=size))
-    assert parse_dump(write_dump("00:05.0", ConfigSpace.parse(raw))) == [("00:05.0", raw)]
+    (found,) = parse_dump(write_dump("00:05.0", ConfigSpace.parse(raw)))
+    assert (found.slot, found.raw) == ("00:05.0", raw)
 
 
 @pytest.mark.parametrize(("length", "written"), [(0, 64), (65, 256), (257, 4096), (5000, 4096)])
 def test_sizes(length: int, written: int) -> None:
     """lspci knows three sizes; what is not known is zeros."""
     raw = b"\xaa" * length
-    [(_, data)] = parse_dump(write_dump("00:05.0", ConfigSpace.parse(raw)))
-    assert data == raw[:written].ljust(written, b"\0")
+    (found,) = parse_dump(write_dump("00:05.0", ConfigSpace.parse(raw)))
+    assert found.raw == raw[:written].ljust(written, b"\0")
 
 
 @pytest.mark.skipif(shutil.which("lspci") is None, reason="lspci is not installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -11,14 +12,16 @@ import click
 
 from nodma.cli.inspect_socket import inspect_regions
 from nodma.errors import Unavailable, UsageError
+from nodma.pci.audit import Severity
 from nodma.pci.config import ConfigSpace
-from nodma.pci.dump import parse_dump, write_dump
+from nodma.pci.dump import decode_dump, parse_dump, write_dump
 from nodma.pci.record import to_json
 from nodma.pci.report import Report
 from nodma.pci.sysfs import full_address, read_function
 from nodma.pci.text import render
 from nodma.vfio_user.client import Client
 
+_EXIT_CODES: Final[Mapping[Severity, int]] = {"warning": 3, "error": 4}
 _MAX_DUMP: Final = 64 << 20
 """Bytes: more is no dump, but a disk image given by mistake."""
 
@@ -28,7 +31,9 @@ _MAX_DUMP: Final = 64 << 20
 @click.option("-v", "--verbose", count=True, help="Header, BARs and capabilities; twice: all, and what breaks what.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one for each function.")
 @click.option("--hexdump", is_flag=True, help="Print what `lspci -F` reads.")
-def inspect(*, source: str, verbose: int, as_json: bool, hexdump: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 3 if there are warnings, with 4 if there are errors.")
+@click.pass_context
+def inspect(context: click.Context, *, source: str, verbose: int, as_json: bool, hexdump: bool, check: bool) -> None:
     """Decode a PCI function, and say what breaks which clause.
 
     SOURCE is a server's socket, the PCI address of a function of this machine (05:00.0), a file that
@@ -36,7 +41,8 @@ def inspect(*, source: str, verbose: int, as_json: bool, hexdump: bool) -> None:
     """
     if as_json and hexdump:
         raise click.UsageError("give either --json or --hexdump.")
-    for number, report in enumerate(_reports(source)):
+    reports = _reports(source)
+    for number, report in enumerate(reports):
         for problem in report.problems:
             click.echo(f"nodma: warning: {problem}", err=True)
         if as_json:
@@ -45,6 +51,16 @@ def inspect(*, source: str, verbose: int, as_json: bool, hexdump: bool) -> None:
         if number and (verbose or hexdump):
             click.echo()
         click.echo(write_dump(report.slot, report.space) if hexdump else render(report, verbose), nl=False)
+    if check:
+        _check(context, reports)
+
+
+def _check(context: click.Context, reports: list[Report]) -> None:
+    """Exit by the worst finding. Raises Unavailable where there is nothing to check."""
+    if absent := [report.slot for report in reports if not report.space.answers]:
+        raise Unavailable(f"nothing to check: no function answers at {', '.join(absent)}")
+    severities = {finding.severity for report in reports for finding in report.findings}
+    context.exit(max((_EXIT_CODES[severity] for severity in severities), default=0))
 
 
 def _reports(source: str) -> list[Report]:
@@ -64,7 +80,7 @@ def _reports(source: str) -> list[Report]:
     if full_address(source):
         return [read_function(source)]
     raise UsageError(
-        f"{source!r} is nothing to inspect: give the socket of a running server, a PCI address such as 05:00.0,"
+        f"cannot inspect {source!r}: give the socket of a running server, a PCI address such as 05:00.0,"
         " a file that `lspci -xxxx` wrote, or - to read such a dump from standard input"
     )
 
@@ -72,11 +88,11 @@ def _reports(source: str) -> list[Report]:
 def _from_dump(name: str, file: BinaryIO) -> list[Report]:
     data = file.read(_MAX_DUMP + 1)
     if len(data) > _MAX_DUMP:
-        raise UsageError(f"{name} has more than {_MAX_DUMP >> 20} MiB: it is no dump that `lspci -xxxx` wrote")
+        raise UsageError(f"{name} has more than {_MAX_DUMP >> 20} MiB: expected a dump that `lspci -xxxx` wrote")
     try:
-        devices = parse_dump(data.decode(errors="replace"))
+        functions = parse_dump(decode_dump(data))
     except UsageError as error:
         raise UsageError(f"{name}, {error}") from error
-    if not devices:
-        raise UsageError(f"{name} has no device in it: write it with `lspci -xxxx`")
-    return [Report(slot, ConfigSpace.parse(raw)) for slot, raw in devices]
+    if not functions:
+        raise UsageError(f"{name} has no rows of a configuration space: write it with `lspci -xxxx`")
+    return [Report(found.slot, ConfigSpace.parse(found.raw, ids=found.ids)) for found in functions]

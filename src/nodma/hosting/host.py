@@ -222,7 +222,7 @@ def main(device_class: Callable[[], Device]) -> None:
 def run(command: click.Command, prog_name: str | None = None) -> None:
     """Run a command line; nodma's errors become one line and an exit code: 2 for a wrong command line, else 1."""
     try:
-        command.main(standalone_mode=False, prog_name=prog_name)
+        status = command.main(standalone_mode=False, prog_name=prog_name)
     except NodmaError as error:
         click.echo(f"nodma: error: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) and not isinstance(error, Unavailable) else 1)
@@ -231,6 +231,8 @@ def run(command: click.Command, prog_name: str | None = None) -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    if isinstance(status, int):  # of a command that ended by Context.exit
+        sys.exit(status)
 
 
 def _announce(options: HostOptions, device: Device, path: str) -> None:

@@ -16,6 +16,7 @@ from nodma.spec.pci import (
     MSIX_BIR_MASK,
     MSIX_PENDING_BITS,
     MSIX_TABLE_SIZE_MASK,
+    NO_DEVICE,
     CapId,
     MsixCapability,
     MsixEntry,
@@ -62,6 +63,37 @@ def audit(space: ConfigSpace, features: int | None = None, shm_id: int | None = 
         *_dmb(space, features, shm_id),
         *_features(features),
     ]
+
+
+def not_checked(space: ConfigSpace) -> list[str]:
+    """Return which checks of :func:`audit` were not possible, and what they need: empty if all were made."""
+    if not space.is_virtio:
+        if space.virtual_function and not _ids_known(space):
+            return ["whether it is a virtio device: a virtual function reads as ffff:ffff, and its ids are not known"]
+        return []
+    missing = []
+    if space.truncated:
+        missing.append(f"capabilities beyond the {len(space.raw)} bytes that are known")
+    own = [
+        cap
+        for cap in space.capabilities
+        if isinstance(cap, VirtioCapability)
+        and cap.cfg_type in _TYPES - {CfgType.PCI}
+        and cap.bar < BAR_COUNT
+        and cap.owner == (SELF, SELF)
+    ]
+    for index in sorted({cap.bar for cap in own if space.may_have_bar(cap.bar)}):
+        bar = space.bar(index)
+        names = ", ".join(_name(cap) for cap in own if cap.bar == index)
+        if bar is None:
+            missing.append(f"{names}: BAR {index} has no address, so its kind and size are not known")
+        elif bar.size is None:
+            missing.append(f"whether BAR {index} is large enough for {names}: its size is not known")
+    return missing
+
+
+def _ids_known(space: ConfigSpace) -> bool:
+    return space.header.vendor_id != NO_DEVICE
 
 
 def _overlong(space: ConfigSpace) -> Iterator[Finding]:
@@ -200,7 +232,7 @@ def _region(space: ConfigSpace, cap: VirtioCapability, clauses: Clauses) -> Iter
     name = _name(cap)
     if bar.kind != "memory":
         yield Finding(clauses.inside, "error", f"{name} names BAR {cap.bar}, which is no memory")
-    elif not (bar.is64 and bar.prefetchable):
+    elif not (bar.is64 and bar.prefetchable) and not space.virtual_function:  # a VF's registers do not tell
         yield Finding(
             clauses.memory,
             "warning",

@@ -66,6 +66,8 @@ _VIRTIO: Final[Mapping[int, type[VendorCapability]]] = {
     CfgType.VENDOR: VirtioPciVendorCap,
 }
 
+_NO_IDS: Final = NO_DEVICE.to_bytes(2, "little") * 2
+
 L = TypeVar("L", bound=Layout)
 
 
@@ -116,6 +118,8 @@ class ConfigSpace:
 
     It is ``truncated`` if the list goes on beyond the bytes that there are. Unless ``sizes_known``, a BAR may
     exist that is not in ``bars``: without an address its register may be all zeros.
+
+    The ids of a ``virtual_function`` read as ones (PCIe SR-IOV, 9.3.4.1.1); ``header`` has those given to ``parse``.
     """
 
     raw: bytes
@@ -126,16 +130,26 @@ class ConfigSpace:
     broken: tuple[str, ...] = field(default=())
     truncated: bool = False
     sizes_known: bool = False
+    virtual_function: bool = False
 
     @classmethod
-    def parse(cls, raw: bytes, bar_sizes: Mapping[int, int] | None = None) -> ConfigSpace:
-        """Decode 64, 256 or 4096 bytes; what is missing reads as zeros. Sizes of BARs are not in them."""
+    def parse(
+        cls, raw: bytes, bar_sizes: Mapping[int, int] | None = None, ids: tuple[int, int] | None = None
+    ) -> ConfigSpace:
+        """Decode 64, 256 or 4096 bytes; what is missing reads as zeros.
+
+        ``bar_sizes`` (bytes) are not in them, nor are ``ids``, vendor and device, if this is a virtual function.
+        """
         whole = raw[:EXTENDED_CONFIG_SIZE].ljust(CONFIG_SIZE, b"\0")
+        virtual = raw.startswith(_NO_IDS) and any(byte != 0xFF for byte in raw[:FIRST_CAPABILITY])
+        if virtual and ids:
+            whole = b"".join(number.to_bytes(2, "little") for number in ids) + whole[len(_NO_IDS) :]
         header = Type0Header(whole)
         broken: list[str] = []
         capabilities: list[CapabilityView] = []
         truncated = False
-        for at in _walk(whole, header, broken):
+        answers = virtual or header.vendor_id != NO_DEVICE
+        for at in _walk(whole, header, broken) if answers else ():
             truncated = at >= len(raw)
             if truncated:
                 break
@@ -143,12 +157,13 @@ class ConfigSpace:
         return cls(
             raw=raw,
             header=header,
-            bars=tuple(_bars(header, bar_sizes or {})),
+            bars=tuple(_bars(header, bar_sizes or {})) if answers else (),
             capabilities=tuple(capabilities),
             extended=tuple(_walk_extended(whole, broken)),
             broken=tuple(broken),
             truncated=truncated,
             sizes_known=bar_sizes is not None,
+            virtual_function=virtual,
         )
 
     @property
@@ -159,7 +174,7 @@ class ConfigSpace:
     @property
     def answers(self) -> bool:
         """Whether there is a function at all: else all ones are read."""
-        return self.header.vendor_id != NO_DEVICE
+        return self.virtual_function or self.header.vendor_id != NO_DEVICE
 
     @property
     def device_type(self) -> int | None:
@@ -202,8 +217,6 @@ def _is_virtio(header: Type0Header) -> bool:
 
 
 def _bars(header: Type0Header, sizes: Mapping[int, int]) -> Iterator[Bar]:
-    if header.vendor_id == NO_DEVICE:
-        return
     registers = [header.bar0, header.bar1, header.bar2, header.bar3, header.bar4, header.bar5]
     count = _BAR_COUNTS.get(header.header_type & HEADER_TYPE_MASK, 0)
     index = 0
@@ -223,7 +236,7 @@ def _bars(header: Type0Header, sizes: Mapping[int, int]) -> Iterator[Bar]:
 def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[int]:
     """Follow the capability list, as far as it can be followed; gives where each capability is."""
     has_list = header.header_type & HEADER_TYPE_MASK in _BAR_COUNTS and header.status & PciStatus.CAP_LIST
-    if not has_list or header.vendor_id == NO_DEVICE:
+    if not has_list:
         return
     seen: set[int] = set()
     at = header.capabilities & CAPABILITY_POINTER_MASK

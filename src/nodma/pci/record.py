@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from nodma.pci.config import Bar, CapabilityView, VirtioCapability
 from nodma.pci.describe import extended_summary, summary
@@ -12,14 +12,19 @@ from nodma.spec.layout import Layout
 from nodma.spec.profiles import SELF
 from nodma.spec.virtio_pci import CfgType
 
+FORMAT: Final = 2
+"""Of the objects that :func:`to_json` makes; another number where a key changes its meaning or goes."""
+
 
 def to_json(report: Report) -> dict[str, Any]:
     """Give all that is known; keys of what is not known are null."""
     space = report.space
     return {
+        "format": FORMAT,
         "slot": report.slot,
         "device": device_name(space),
         "device_type": space.device_type,
+        "virtual_function": space.virtual_function,
         "header": _fields(space.header),
         "bars": [_bar(bar) for bar in space.bars],
         "capabilities": [_capability(cap) for cap in space.capabilities],
@@ -32,6 +37,7 @@ def to_json(report: Report) -> dict[str, Any]:
             {"clause": finding.clause, "severity": finding.severity, "message": finding.message}
             for finding in report.findings
         ],
+        "not_checked": report.not_checked,
         "problems": list(report.problems),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nodma.pci.audit import Finding, audit
+from nodma.pci.audit import Finding, audit, not_checked
 from nodma.pci.config import ConfigSpace
 from nodma.spec.virtio import FEATURE_BITS, DeviceType, Feature
 from nodma.spec.virtio_blk import BlkConfig, BlkFeature
@@ -50,6 +50,14 @@ class Report:
         """What breaks which clause."""
         state = self.state or VirtioState()
         return audit(self.space, state.features, state.dmb_shm_id)
+
+    @property
+    def not_checked(self) -> list[str]:
+        """What could not be held against the clauses, and why."""
+        missing = not_checked(self.space)
+        if self.space.is_virtio and (self.state is None or self.state.features is None):
+            missing.append("the features that it offers: only a running server tells")
+        return missing
 
 
 def feature_names(features: int, device_type: int | None) -> Iterator[str]:

@@ -49,11 +49,19 @@ def read_function(address: str, root: Path = ROOT) -> Report:
             f"there is no PCI function {slot} on this machine ({place}); `lspci -D` lists those there are"
         )
     raw = _read_config(place / "config", slot)
-    space = ConfigSpace.parse(raw, bar_sizes(place / "resource"))
+    space = ConfigSpace.parse(raw, bar_sizes(place / "resource"), _ids(place))
     problems = []
     if space.truncated and len(raw) <= FIRST_CAPABILITY:
         problems.append(f"only the first {len(raw)} bytes of {slot} may be read: capabilities are for root to see")
     return Report(slot, space, problems=tuple(problems))
+
+
+def _ids(place: Path) -> tuple[int, int] | None:
+    """Return vendor and device as Linux knows them: a virtual function's registers do not tell."""
+    try:
+        return int((place / "vendor").read_text(), 16), int((place / "device").read_text(), 16)
+    except (OSError, ValueError):
+        return None
 
 
 def _read_config(path: Path, slot: str) -> bytes:

@@ -178,6 +178,9 @@ def _findings(report: Report) -> Iterator[str]:
     yield "\tFindings:" if report.findings else "\tFindings: none"
     for finding in report.findings:
         yield f"\t\t{finding.clause}: {finding.severity}: {finding.message}"
+    if report.not_checked:
+        yield "\tNot checked:"
+        yield from (f"\t\t{what}" for what in report.not_checked)
 
 
 def _wrap(words: Iterator[str]) -> Iterator[str]:
