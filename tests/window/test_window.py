@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -67,3 +69,13 @@ def test_closing_twice_and_with_a_view_held_is_harmless() -> None:
     window.close()
     view[:] = b"8 bytes!"  # the mapping lives as long as the last view
     assert view.tobytes() == b"8 bytes!"
+
+
+def test_the_window_is_left_out_of_core_dumps() -> None:
+    with Window.create(SIZE) as window:
+        inode = os.fstat(window.fd).st_ino
+        _, found, rest = Path("/proc/self/smaps").read_text().partition(f" {inode} ")
+        assert found
+        flags = re.search(r"^VmFlags: (.*)$", rest, re.MULTILINE)
+        assert flags
+        assert "dd" in flags[1].split()

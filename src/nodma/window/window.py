@@ -37,6 +37,7 @@ class Window:
             if have < offset + size:
                 raise UsageError(f"the memory offered as window has {have} bytes, not {offset + size}")
             self._map = mmap.mmap(fd, size, offset=offset)
+            self._map.madvise(mmap.MADV_DONTDUMP)  # a guest's data has no place in a core file
         except BaseException:
             os.close(fd)
             raise
