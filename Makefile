@@ -7,10 +7,10 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit e2e guests bench chart clean
+.PHONY: help setup demo test lint unit e2e guests guests-debug guests-debug-some bench chart clean
 
 help: ## Say what can be made
-	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP) ## Make a virtual environment, build, install
 
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 demo: setup ## Show a disk that cannot touch guest memory at work
 	@$(BIN)/nodma demo
 
-test: setup lint unit e2e guests ## Lint, types, contracts, tests, the demo with a small image, real guests
+test: setup lint unit e2e guests guests-debug-some ## Lint, types, contracts, tests, the demo with a small image, real guests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -40,6 +40,13 @@ e2e: setup
 
 guests: setup ## Boot real guests, with QEMU on three kernels: 15 minutes, and one more to fetch them
 	$(BIN)/pytest tests/guests
+
+guests-debug: setup ## Boot them all on a kernel with KASAN, lockdep and more, built once: an hour
+	$(BIN)/nodma guest setup --debug-kernel
+	$(BIN)/pytest tests/guests --debug-kernel all
+
+guests-debug-some: setup # some of them, and only if that kernel was built
+	$(BIN)/pytest tests/guests --debug-kernel some
 
 bench: setup ## Measure, side by side with qemu-storage-daemon and QEMU: ten minutes, or two with BENCH=--quick
 	@$(BIN)/python -m benchmarks $(BENCH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from nodma.errors import UsageError
-from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape
+from nodma.errors import Unavailable, UsageError
+from nodma.guest import Job, Kernel, Kit, Machine, Outcome, Shape, debug_kernel
+from nodma.guest.console import Console
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
 from nodma.hosting.process import DeviceProcess, Served
@@ -27,21 +29,96 @@ PLAIN = Shape()
 DRIVERS = ("nodma", "virtio_blk")
 
 
+TIMING = re.compile("soft lockup|stall|workqueue lockup")
+"""Reports that a distribution's kernel may make because this machine is busy. The debug kernel waits longer."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--debug-kernel",
+        choices=("all", "some"),
+        help="Boot only the debug kernel: in all tests, or those marked quick_on_debug and only if it was built.",
+    )
+
+
+def on_debug_kernel(config: pytest.Config) -> Any:
+    return config.getoption("--debug-kernel", None)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each of the kit's kernels, or the debug kernel."""
+    if "kernel" in metafunc.fixturenames:
+        names = [debug_kernel.NAME] if on_debug_kernel(metafunc.config) else SUITES
+        metafunc.parametrize("kernel", names, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what boots no kernel of the test's choice, and give the debug kernel the time that it needs."""
+    chosen = on_debug_kernel(config)
+    if not chosen:
+        return
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    for item in here:
+        boots = {"kernel", "newest"} & {*getattr(item, "fixturenames", ())}
+        about_another = item.get_closest_marker("distribution_kernel")
+        too_long = chosen == "some" and not item.get_closest_marker("quick_on_debug")
+        if not boots or about_another or too_long:
+            items.remove(item)
+        elif mark := item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(mark.args[0] * debug_kernel.SLOWNESS), append=False)
+
+
 @pytest.fixture(scope="session")
-def kit() -> Kit:
-    """The kit, fetched if it is not there. Where it cannot be had, guests are skipped; never in CI."""
+def kit(request: pytest.FixtureRequest) -> Kit:
+    """The kit, fetched if it is not there. Where it is not available, guests are skipped; never in CI."""
+    chosen = on_debug_kernel(request.config)
     try:
-        return set_up()
+        kit = set_up()
+        if chosen == "all":
+            debug_kernel.build(kit.directory)
     except UsageError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no guests here: {error}")
+    if chosen == "some":
+        try:
+            debug_kernel.find(kit.directory)
+        except Unavailable as error:
+            pytest.skip(str(error))
+    return kit
 
 
-@pytest.fixture(scope="module", params=SUITES)
+@pytest.fixture(scope="module")
 def kernel(kit: Kit, request: pytest.FixtureRequest) -> Kernel:
-    """Each of the kit's kernels."""
+    """Each of the kit's kernels, or the debug kernel."""
     return kit.kernel(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def consoles() -> Iterator[list[Console]]:
+    """The consoles of machines that were started since a test last looked at them."""
+    started: list[Console] = []
+    enter = Machine.__enter__
+
+    def entered(machine: Machine) -> Machine:
+        entered = enter(machine)
+        started.append(machine.console)
+        return entered
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "__enter__", entered)
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def no_reports(consoles: list[Console], request: pytest.FixtureRequest) -> Iterator[None]:
+    """A kernel that reports a fault of its own fails the test, whatever else the test finds."""
+    yield
+    found = [line for console in consoles for line in debug_kernel.reports(console.text)]
+    consoles.clear()
+    if not on_debug_kernel(request.config):
+        found = [line for line in found if not TIMING.search(line)]
+    assert not found, "the kernel reports:\n" + "\n".join(found)
 
 
 @dataclass
@@ -167,9 +244,9 @@ def module_lab(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 @pytest.fixture
-def newest(kit: Kit) -> Kernel:
+def newest(kit: Kit, request: pytest.FixtureRequest) -> Kernel:
     """The kernel for scenarios that one kernel suffices for: the middle one, a distribution's stable one."""
-    return kit.kernel("trixie")
+    return kit.kernel(debug_kernel.NAME if on_debug_kernel(request.config) else "trixie")
 
 
 def check_file_system(image: Path) -> None:

@@ -24,6 +24,7 @@ def test_make_builds_it_without_warnings(kit: Kit, kernel: Kernel, tmp_path: Pat
     assert f"vermagic={kernel.release} ".encode() in info
 
 
+@pytest.mark.distribution_kernel
 def test_dkms_builds_it(kit: Kit, kernel: Kernel, tmp_path: Path) -> None:
     source, state = tmp_path / "source", tmp_path / "state"
     shutil.copytree(MODULE_SOURCE, source)

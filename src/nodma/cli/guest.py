@@ -15,7 +15,7 @@ import click
 from nodma.cli.console import make_console
 from nodma.cli.guest_show import make_bar, show_findings, show_kit, show_proof
 from nodma.errors import GuestError, NodmaError, UsageError
-from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools
+from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools, debug_kernel
 from nodma.guest.accelerator import ACCELERATORS, choose
 from nodma.guest.doctor import examine
 from nodma.guest.job import PROGRAMS
@@ -44,7 +44,10 @@ def guest() -> None:
 @_json
 @click.option("--mirror", metavar="URL", help="A Debian mirror; this machine's own unless given.")
 @click.option("--own-qemu", is_flag=True, help="Fetch QEMU although the one on PATH would do.")
-def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bool) -> None:
+@click.option(
+    "--debug-kernel", "with_debug_kernel", is_flag=True, help="Build the debug kernel too: 15 minutes, 3 GB meanwhile."
+)
+def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bool, with_debug_kernel: bool) -> None:
     """Fetch QEMU, three Debian kernels with headers, and what runs in guests.
 
     Nothing is installed: packages are verified by apt, and unpacked into the cache. What is there is not fetched again.
@@ -65,6 +68,10 @@ def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bo
         for record in kit.kernels:
             progress(f"building the module for {short_name(record)}", 1.0)
             kit.kernel(record.release).build_module(kit.directory)
+        if with_debug_kernel:
+            kernel = debug_kernel.build(kit.directory, mirror=mirror, progress=progress)
+            progress("building the module for the debug kernel", 1.0)
+            kernel.build_module(kit.directory)
     show_kit(kit, as_json)
 
 

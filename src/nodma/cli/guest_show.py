@@ -89,10 +89,13 @@ def show_kit(kit: Kit, as_json: bool) -> None:
     if as_json:
         kernels = [{"name": short_name(kernel)} | dataclasses.asdict(kernel) for kernel in kit.kernels]
         record = {"directory": str(kit.directory), "kernels": kernels, "programs": list(PROGRAMS)}
-        click.echo(json.dumps(record | {"qemu": {"version": shown, "from": qemu.origin}}))
+        debug = kit.debug_kernel.release if kit.debug_kernel else None
+        click.echo(json.dumps(record | {"debug_kernel": debug, "qemu": {"version": shown, "from": qemu.origin}}))
         return
     click.echo(f"QEMU     {shown}, from {qemu.origin}")
     for kernel in kit.kernels:
         click.echo(f"kernel   {short_name(kernel):<5} {kernel.release}, from {kernel.suite}")
+    if kit.debug_kernel:
+        click.echo(f"kernel   {kit.debug_kernel.name:<5} {kit.debug_kernel.release}, built here")
     click.echo(f"programs {', '.join(PROGRAMS)}")
     click.echo(f"in       {kit.directory}")

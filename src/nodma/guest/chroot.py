@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from nodma.guest.command import run
+from nodma.guest.command import run, run_long
 
 # In a mount namespace of its own, so that nothing stays mounted. $1 is the root; then pairs of a file or directory and
 # its place in there, up to "--"; then the command.
@@ -35,6 +35,24 @@ def run_inside(
     Needs root, or user namespaces that an ordinary user may make. Gives what it printed, errors included. Raises
     GuestError, with the last lines, if it fails; ``what`` names it.
     """
+    return run(_inside(root, command, binds), what, log=log)
+
+
+def run_long_inside(
+    root: Path,
+    command: Sequence[str],
+    what: str,
+    *,
+    binds: Mapping[Path, str],
+    log: Path,
+    seconds: float,
+    on_line: Callable[[str], None],
+) -> None:
+    """Run ``command`` as :func:`run_inside` does; call ``on_line`` with each line that it prints."""
+    run_long(_inside(root, command, binds), what, log=log, seconds=seconds, on_line=on_line)
+
+
+def _inside(root: Path, command: Sequence[str], binds: Mapping[Path, str]) -> list[str | Path]:
     namespaces = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
     pairs = [word for path, place in binds.items() for word in (str(path), place)]
-    return run(["unshare", *namespaces, "sh", "-c", _SCRIPT, "sh", root, *pairs, "--", *command], what, log=log)
+    return ["unshare", *namespaces, "sh", "-c", _SCRIPT, "sh", root, *pairs, "--", *command]

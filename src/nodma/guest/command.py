@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -44,3 +47,53 @@ def run(
         where = f"; all of it is in {log}" if log else ""
         raise GuestError(f"{what} failed with {done.returncode}{where}:\n{last_lines(said)}")
     return said
+
+
+def run_long(
+    command: Sequence[str | Path], what: str, *, log: Path, seconds: float, on_line: Callable[[str], None]
+) -> None:
+    """Run a command that takes long; call ``on_line`` with each line that it prints, as it prints it.
+
+    All that it prints is kept in ``log``. Raises GuestError with its last lines if it fails or takes too long.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise GuestError(f"{what} needs the program {command[0]}, which is not on PATH") from error
+    expired = threading.Event()
+
+    def end() -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def expire() -> None:
+        expired.set()
+        end()
+
+    timer = threading.Timer(seconds, expire)
+    timer.start()
+    try:
+        with process, log.open("w") as file:
+            try:
+                assert process.stdout
+                for line in process.stdout:
+                    file.write(line)
+                    on_line(line)
+            except BaseException:
+                end()
+                raise
+    finally:
+        timer.cancel()
+    if expired.is_set():
+        raise GuestError(f"{what} took longer than {seconds:.0f} s; its output is in {log}")
+    if process.returncode:
+        text = log.read_text()
+        raise GuestError(f"{what} failed with status {process.returncode}; its output is in {log}:\n{last_lines(text)}")

@@ -15,13 +15,15 @@ from nodma.guest.command import last_lines
 class Console:
     """One end of a serial port, read by a thread of its own so that the guest never waits for us.
 
-    ``log`` gets all of it as it comes; errors name it.
+    ``log`` gets all of it as it comes; errors name it. ``slowness`` is how much longer the guest may take for
+    everything than those who wait for it say.
     """
 
-    def __init__(self, sock: socket.socket, log: Path) -> None:
+    def __init__(self, sock: socket.socket, log: Path, slowness: float = 1.0) -> None:
         self._socket = sock
         self._file = log.open("wb")
         self.log = log
+        self._slowness = slowness
         self._said = bytearray()
         self._seen = 0
         self._ended = False
@@ -48,6 +50,7 @@ class Console:
         Raises GuestError, with the last lines, if the guest ends first or takes longer.
         """
         wanted = re.compile(pattern.encode(), re.MULTILINE)
+        seconds *= self._slowness
         deadline = time.monotonic() + seconds
         with self._news:
             while not (match := wanted.search(self._said, self._seen, self._said.rfind(b"\n") + 1)):

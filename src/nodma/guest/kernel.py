@@ -27,7 +27,8 @@ class Kernel:
     """A kernel to boot. ``modules`` is the directory of its release, None if it needs none from us.
 
     ``root`` is the unpacked Debian that it came with, in which our module can be built; None for a kernel that the
-    user named, for whose module ``module`` is given.
+    user named, for whose module ``module`` is given. ``append`` goes to its command line. ``slowness`` is how much
+    longer it may take for everything than a distribution's kernel.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Kernel:
     modules: Path | None = None
     root: Path | None = None
     module: Path | None = None
+    append: str = ""
+    slowness: float = 1.0
 
     @classmethod
     def named(cls, image: Path, modules: Path | None = None, module: Path | None = None) -> Kernel:

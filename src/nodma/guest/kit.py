@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nodma.errors import Unavailable, UsageError
+from nodma.guest import debug_kernel
 from nodma.guest.cache import cache_directory, locked
 from nodma.guest.debian import Apt, CloudKernel, Progress, host_mirror, unpack
 from nodma.guest.kernel import Kernel
@@ -77,8 +78,19 @@ class Kit:
         """What machines are made with."""
         return Tools(self.qemu, self.directory, self.root / "usr/bin/busybox", self.root)
 
+    @property
+    def debug_kernel(self) -> Kernel | None:
+        """The debug kernel, None if it was not built."""
+        try:
+            return debug_kernel.find(self.directory)
+        except Unavailable:
+            return None
+
     def kernel(self, name: str) -> Kernel:
-        """Give a kernel by version ("6.12"), release, or suite. Raises UsageError for one that is not there."""
+        """Return a kernel by version ("6.12"), release, or suite; "debug" is the one that was built here.
+
+        Raises UsageError for one that is not there.
+        """
         for kernel in self.kernels:
             short = short_name(kernel)
             if name in (short, kernel.release, kernel.suite):
@@ -86,6 +98,8 @@ class Kit:
                 images = (modules / "vmlinuz", self.root / "boot" / f"vmlinuz-{kernel.release}")
                 image = next(path for path in images if path.exists())
                 return Kernel(short, kernel.release, image, modules, self.root)
+        if name == debug_kernel.NAME:
+            return debug_kernel.find(self.directory)
         known = ", ".join(short_name(kernel) for kernel in self.kernels)
         raise Unavailable(f"the kit has no kernel {name!r}; it has {known}")
 
@@ -125,6 +139,7 @@ def clean(cache: Path | None = None) -> Path:
         (directory / "kit.json").unlink(missing_ok=True)
         for name in ("root", "root.partial", "apt", "modules", "layers"):
             shutil.rmtree(directory / name, ignore_errors=True)
+        debug_kernel.remove(directory)
     for lock in directory.glob("*.lock"):
         lock.unlink()
     if not any(directory.iterdir()):

@@ -83,6 +83,7 @@ class Machine:
         directory: Path,
     ) -> None:
         self._directory = directory
+        self._slowness = kernel.slowness if kernel else 1.0
         self.command = _command(tools, kernel, job, functions, shape, directory)
 
     def __enter__(self) -> Self:
@@ -103,7 +104,7 @@ class Machine:
         for sock in theirs.values():
             sock.close()
         self.pid = self._process.pid
-        self.console = Console(ends["console"][0], self._directory / "console.log")
+        self.console = Console(ends["console"][0], self._directory / "console.log", self._slowness)
         self._results = Console(ends["results"][0], self._directory / "results.tar")
         self._control_socket = ends["control"][0]
         self._control: QEMUMonitorProtocol | None = None
@@ -132,6 +133,7 @@ class Machine:
 
     def wait(self, seconds: float) -> None:
         """Wait until the guest has powered off. Raises GuestError, with its last words, if it does not."""
+        seconds *= self._slowness
         try:
             status = self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired as error:
@@ -196,7 +198,7 @@ def _command(
     if not shape.reboots:
         command.append("-no-reboot")
     if kernel:
-        append = f"console=ttyS0 panic=-1 oops=panic {shape.append}".strip()
+        append = " ".join(filter(None, ("console=ttyS0 panic=-1 oops=panic", kernel.append, shape.append)))
         command += ["-kernel", str(kernel.image), "-append", append]
         if job:
             job.initramfs(initramfs, kernel, tools)
