@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from nodma import Device, Layout, Queue, Request, le32
+from nodma import Device, Layout, Queue, Request, blob, le32
 from nodma.errors import UsageError
 from nodma.pci_function import PciFunction
 from nodma.ring import DriverRing, RingLayout
@@ -171,7 +171,70 @@ def test_queues_that_cannot_be_are_refused() -> None:
         device_type = 1
         queues = (Queue("nothing"),)
 
-    with pytest.raises(UsageError, match="Forgetful has no method for its queue 'nothing'"):
+    with pytest.raises(UsageError, match="Forgetful has no method 'nothing' to handle queue 'nothing'"):
+        PciFunction(Forgetful(), pool=POOL)
+
+
+class Fine(Device):
+    device_type = 42
+    queues = (Queue("rolls", size=16),)
+
+    def rolls(self, request: Request) -> None:
+        pass
+
+
+class Long(Layout):
+    much = blob(4097)
+
+
+BAD_DEVICES: dict[str, tuple[str, object]] = {
+    r"Fine.device_type is None: it must be a virtio device id from 1 to 63": ("device_type", None),
+    r"Fine.device_type is 0: it must": ("device_type", 0),
+    r"Fine.device_type is 64: it must": ("device_type", 64),
+    r"Fine.device_type is 'block'": ("device_type", "block"),
+    r"Fine.pci_class is \(256, 0\): it must be two bytes": ("pci_class", (256, 0)),
+    r"Fine.pci_class is \(1,\): it must be two bytes": ("pci_class", (1,)),
+    r"Fine.features is 16777216: only bits 0 to 23 and 50 to 63": ("features", 1 << 24),
+    r"Fine.features is 562949953421312: only": ("features", 1 << 49),
+    r"Fine.features is -1: only": ("features", -1),
+    r"Fine.features is 18446744073709551616: only": ("features", 1 << 64),
+    r"Fine.features is None: only": ("features", None),
+    r"Fine has no queues": ("queues", ()),
+    r"Fine.queues has 'rolls', which is not a Queue": ("queues", ("rolls",)),
+    r"Fine has no method 'throws' to handle queue 'rolls'": ("queues", (Queue("rolls", handler="throws"),)),
+    r"Fine.config must be a Layout of at most 4096 bytes, got 6": ("config", 6),
+    r"Fine.config must be a Layout of at most 4096 bytes, got ": ("config", Long.new()),
+}
+
+
+@pytest.mark.parametrize("why", BAD_DEVICES)
+def test_a_device_that_cannot_be_is_refused_with_a_message_for_its_author(
+    why: str, count_descriptors: Callable[[], int]
+) -> None:
+    device = Fine()
+    setattr(device, *BAD_DEVICES[why])
+    before = count_descriptors()
+    with pytest.raises(UsageError, match=why):
+        PciFunction(device, pool=POOL, threads=True)
+    assert count_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("device_type", 1), ("device_type", 63), ("features", (1 << 24) - 1 | 0x3FFF << 50), ("pci_class", (255, 255))],
+)
+def test_the_last_values_that_a_device_can_have_are_taken(name: str, value: object) -> None:
+    device = Fine()
+    setattr(device, name, value)
+    PciFunction(device, pool=POOL).close()
+
+
+def test_a_forgotten_call_of_the_base_class_is_told() -> None:
+    class Forgetful(Fine):
+        def __init__(self) -> None:
+            self.sides = 6
+
+    with pytest.raises(UsageError, match=r"Forgetful.__init__\(\) does not call super\(\).__init__\(\)"):
         PciFunction(Forgetful(), pool=POOL)
 
 

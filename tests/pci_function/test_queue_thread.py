@@ -224,7 +224,7 @@ def test_a_queue_that_cannot_be_served_leaves_nothing_behind(
             patch.setattr(threading.Thread, "start", lambda thread: fails_at_the_second(thread))
         disk.start()
     assert disk.registers.status & Status.DEVICE_NEEDS_RESET
-    assert "cannot be served" in disk.core.reason
+    assert "serving queue requests0 failed" in disk.core.reason
     assert threading.active_count() == threads
     del disk.ring  # its views keep nothing else open
     assert count_descriptors() == descriptors

@@ -476,11 +476,11 @@ def test_a_client_that_says_nothing_is_let_go(make_served: Any, monkeypatch: pyt
     served.close()
 
 
-def test_a_device_that_fails_in_a_register_answers_and_goes_on(client: Any, served: Any, caplog: Any) -> None:
+def test_a_function_that_fails_in_a_register_answers_and_goes_on(client: Any, served: Any, caplog: Any) -> None:
     def fail(offset: int, data: bytes) -> None:
         raise ZeroDivisionError
 
-    served.function.device.config_written = fail
+    served.function._writers[0] = fail
     assert client.call(Cmd.REGION_WRITE, access(0, 0x2000, 1, b"x"))[0] == errno.EIO
     assert "ZeroDivisionError" in caplog.text
     assert client.call(Cmd.DEVICE_RESET)[0] == 0

@@ -79,7 +79,7 @@ def serve_slot(*, functions: tuple[str, ...], config: Path | None, verbose: int,
 def _serve(slot: SlotConfig, verbose: int, as_json: bool) -> list[dict[str, Any]]:
     if slot.processes is Processes.ONE:
         with SingleProcess(slot) as running:
-            described = [function.device.describe() for function in running.functions]
+            described = [function.describe() for function in running.functions]
             return _run(running, slot, described, as_json)
     with Supervisor(slot, died=lambda child, status: _say_death(child, status, as_json), verbose=verbose) as running:
         described = [child.ready["device"] for child in running.children if child.ready]

@@ -20,17 +20,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from nodma.device.handler_engine import HandlerEngine
 from nodma.errors import BadRing, UsageError
 from nodma.ring import DeviceRing, Request
 from nodma.spec.layout import Layout
-from nodma.spec.virtio import MAX_QUEUE_SIZE
+from nodma.spec.virtio import DEVICE_TYPE_FEATURES, MAX_QUEUE_SIZE
+from nodma.spec.virtio_pci import DEVICE_TYPES
+
+MAX_CONFIG: Final = 4096
+"""Bytes that a device's configuration may have: a function has a page of its register BAR for it."""
 
 
+@runtime_checkable
 class Engine(Protocol):
-    """The engine of a queue's requests, off the ring and back. See :class:`nodma.ring.QueueEngine`."""
+    """What takes a queue's requests off the ring, handles them, and gives them back.
+
+    A device whose :meth:`Device.make_engine` returns one of its own has it served by the main thread.
+    :class:`nodma.ring.QueueEngine` is one that a thread of its own serves; it is subclassed in compiled modules only.
+    """
 
     wanted: bool
     """The driver wants an interrupt; whoever gives it sets this to False."""
@@ -44,10 +53,10 @@ class Engine(Protocol):
         """Interrupts that the engine signalled itself."""
 
     def serve(self, turns: int) -> int:
-        """Handle up to ``turns`` batches: gives IDLE, BUSY or FAULT."""
+        """Handle up to ``turns`` batches; return IDLE, BUSY or FAULT."""
 
     def arm(self) -> bool:
-        """Ask for a notification of the next request; tell whether one came before that took hold."""
+        """Ask for a notification of the next request; return whether one came before that took effect."""
 
     def disarm(self) -> None:
         """Ask for no notifications."""
@@ -56,7 +65,7 @@ class Engine(Protocol):
         """Follow the window to another bus address."""
 
     def explain(self) -> BadRing:
-        """Say what was wrong, after FAULT."""
+        """Return what was wrong, after FAULT."""
 
     def close(self) -> None:
         """Close what the engine opened."""
@@ -109,11 +118,11 @@ class Device:
         self._announce: Callable[[], None] | None = None
 
     def describe(self) -> str:
-        """Say what this is, for the ready line."""
+        """Return what this is, for the ready line."""
         return type(self).__name__
 
     def make_engine(self, queue: Queue, ring: DeviceRing) -> Engine:
-        """Make the engine of the requests of ``queue``, which the driver has just enabled."""
+        """Make the engine of ``queue``, which the driver has just enabled."""
         handler = self._handler(queue)
         if queue.batch:
             return HandlerEngine(ring, handler)
@@ -125,15 +134,40 @@ class Device:
         return HandlerEngine(ring, each)
 
     def check(self) -> None:
-        """Raise UsageError unless each queue has what handles its requests."""
+        """Raise UsageError, with a message for the author, if no function can be made of this device."""
+        name = type(self).__name__
+        if "_announce" not in vars(self):
+            raise UsageError(f"{name}.__init__() does not call super().__init__()")
+        kind = getattr(self, "device_type", None)
+        if not isinstance(kind, int) or kind not in DEVICE_TYPES:
+            raise UsageError(
+                f"{name}.device_type is {kind!r}: it must be a virtio device id from {DEVICE_TYPES.start} to"
+                f" {DEVICE_TYPES.stop - 1}"
+            )
+        if any(byte not in range(256) for byte in self.pci_class) or len(self.pci_class) != 2:
+            raise UsageError(f"{name}.pci_class is {self.pci_class!r}: it must be two bytes, base class and subclass")
+        if not isinstance(self.features, int) or self.features & ~DEVICE_TYPE_FEATURES:
+            raise UsageError(
+                f"{name}.features is {self.features!r}: only bits 0 to 23 and 50 to 63 are the device type's; the"
+                " others are negotiated by the transport (virtio 1.4, 2.2)"
+            )
+        if not isinstance(self.config, Layout) or self.config.size > MAX_CONFIG:
+            raise UsageError(f"{name}.config must be a Layout of at most {MAX_CONFIG} bytes, got {self.config!r}")
+        if not self.queues:
+            raise UsageError(f"{name} has no queues: a driver could ask nothing of it; set queues to one Queue or more")
         for queue in self.queues:
-            self._handler(queue)
+            if not isinstance(queue, Queue):
+                raise UsageError(f"{name}.queues has {queue!r}, which is not a Queue")
+            if type(self).make_engine is Device.make_engine:
+                self._handler(queue)
 
     def _handler(self, queue: Queue) -> Callable[..., None]:
-        """Give the method that handles the requests of ``queue``."""
+        """Return the method that handles the requests of ``queue``."""
         handler = getattr(self, queue.handler or queue.name, None)
         if not callable(handler):
-            raise UsageError(f"{type(self).__name__} has no method for its queue {queue.name!r}")
+            raise UsageError(
+                f"{type(self).__name__} has no method {queue.handler or queue.name!r} to handle queue {queue.name!r}"
+            )
         return handler  # type: ignore[no-any-return]
 
     def start(self, features: int) -> None:

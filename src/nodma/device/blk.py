@@ -120,9 +120,6 @@ class BlockDevice(Device):
         for engine in self._engines:
             engine.durable = self._durable
 
-    def check(self) -> None:
-        """All queues are alike, and handled by paths of their own."""
-
     def make_engine(self, queue: Queue, ring: DeviceRing) -> BlockEngine:  # noqa: ARG002 - all queues are alike
         """Make the engine of a queue."""
         engine = BlockEngine(

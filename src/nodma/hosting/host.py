@@ -157,7 +157,7 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: server.stop())
-            _announce(options, device, listener.path)
+            _announce(options, function.describe(), listener.path)
             with _nothing_waits():
                 server.run()
         finally:
@@ -235,13 +235,13 @@ def run(command: click.Command, prog_name: str | None = None) -> None:
         sys.exit(status)
 
 
-def _announce(options: HostOptions, device: Device, path: str) -> None:
+def _announce(options: HostOptions, device: str, path: str) -> None:
     """Print the ready line."""
     argument = qemu_device(path)
     if options.as_json:
         record = {
             "event": "ready",
-            "device": device.describe(),
+            "device": device,
             "socket": path,
             "pool": options.pool,
             "ring": "compiled" if COMPILED else "interpreted",
@@ -249,7 +249,7 @@ def _announce(options: HostOptions, device: Device, path: str) -> None:
         }
         click.echo(json.dumps(record))
     else:
-        click.echo(f"ready: {device.describe()} on {path}, attach: -device {shlex.quote(argument)}")
+        click.echo(f"ready: {device} on {path}, attach: -device {shlex.quote(argument)}")
     sys.stdout.flush()
 
 
@@ -276,5 +276,5 @@ def report(function: PciFunction, server: Server) -> dict[str, Any]:
         "last_reason": function.core.reason,
         "dma_maps": server.guard.maps,
         "dma_descriptors_closed": server.guard.descriptors_closed,
-        "device": function.device.statistics(),
+        "device": function.statistics(),
     }

@@ -88,6 +88,7 @@ class PciFunction:
         nanoseconds before they wait; else, and for the others, :meth:`service` does all.
         """
         _check_options(pool, profile, policy, share)
+        device.check()
         vectors = len(device.queues) + 1
         if vectors > MAX_VECTORS:
             raise UsageError(f"{len(device.queues)} queues: a function has at most {MAX_VECTORS - 1}")
@@ -210,16 +211,14 @@ class PciFunction:
     def detach(self) -> None:
         """The client is gone: reset, and take a new window.
 
-        The old one's memory may hold the client's data and may still be mapped by it; neither may address_range
+        The old one's memory may hold the client's data and may still be mapped by it; neither may reach
         whoever comes next. A window that is shared goes with its owner's client.
         """
         self._power_cycle()
         self.core.renew_doorbells()
         self.interrupts.close()
-        try:
+        with self.core.guarded("drain()"):  # the next client is served all the same
             self.device.drain()
-        except Exception:  # the next client is served all the same
-            log.exception("what the client wrote could not be made durable")
         if self._sharer:
             self._sharer.clear()
         self._memory.renew()
@@ -230,8 +229,21 @@ class PciFunction:
         self._power_cycle()
         self.interrupts.close()
         self.core.close()
-        self.device.close()
+        with self.core.guarded("close()"):
+            self.device.close()
         self._memory.close()
+
+    def describe(self) -> str:
+        """Return what the device says it is, in a line; its class if it fails to."""
+        with self.core.guarded("describe()"):
+            return " ".join(str(self.device.describe()).split())
+        return type(self.device).__name__
+
+    def statistics(self) -> dict[str, int]:
+        """Return what the device counted; nothing if it fails to."""
+        with self.core.guarded("statistics()"):
+            return {str(name): int(count) for name, count in self.device.statistics().items()}
+        return {}
 
     def dma_mapped(self, address: int, size: int) -> None:
         """Take note of memory that the client tells of without a descriptor: it may be another function's BAR."""
@@ -255,7 +267,9 @@ class PciFunction:
         if area == ISR_AREA and inside == 0 and count:
             return bytes([self.core.take_isr()]).ljust(count, b"\0")
         if area == DEVICE_AREA:
-            return _slice(bytes(self.device.config), inside, count)
+            with self.core.guarded("config"):
+                return _slice(bytes(self.device.config), inside, count)
+            return bytes(count)
         if area in (TABLE_AREA, TABLE_AREA + AREA):
             return _slice(self.interrupts.table, offset - TABLE_AREA, count)
         if area == PBA_AREA:
@@ -270,7 +284,8 @@ class PciFunction:
         elif area == COMMON_AREA:
             self._common.write(inside, data)
         elif area == DEVICE_AREA:
-            self.device.config_written(inside, data)
+            with self.core.guarded("config_written()"):
+                self.device.config_written(inside, data)
         elif area in (TABLE_AREA, TABLE_AREA + AREA):
             room = len(self.interrupts.table) - (offset - TABLE_AREA)
             if room > 0:

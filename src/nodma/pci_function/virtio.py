@@ -16,6 +16,7 @@ from typing import Final
 
 from nodma.device.base import Device, Engine, Queue
 from nodma.errors import BadRing, OutsideAddress
+from nodma.pci_function.device_guard import Guarded, check_engine
 from nodma.pci_function.interrupts import Interrupts
 from nodma.pci_function.queue_thread import QueueThread
 from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueueEngine, RingLayout
@@ -56,12 +57,15 @@ class VirtQueue:
         self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
         self.desc = self.driver = self.device = 0
         self.polled = 0, 0
-        if self.thread is not None:
-            self.thread.close()
-            self.thread = None
-        if self.engine is not None:
-            self.engine.close()
-            self.engine = None
+
+    def close(self) -> None:
+        """End its thread, once all that is outstanding was given back, and its engine."""
+        thread, engine = self.thread, self.engine
+        self.thread = self.engine = None
+        if thread is not None:
+            thread.close()
+        if engine is not None:
+            engine.close()
 
 
 @dataclass(slots=True)
@@ -112,7 +116,6 @@ class VirtioCore:
         self.isr = Isr(0)
         self.config_vector = NO_VECTOR
         self.config_generation = 0
-        device.check()
         self.queues = [VirtQueue(queue) for queue in device.queues]
         self.counters = Counters()
         self.reason = ""
@@ -123,6 +126,7 @@ class VirtioCore:
         self._active: list[VirtQueue] = []
         self._threaded: list[VirtQueue] = []
         self._pause_depth = 0
+        self._unfit = ""
         self._poll_ns = poll_ns
         self.main_thread_must_interrupt = False
         """Whether a queue's thread may want an interrupt that it cannot give itself, as INTx: that must not wait."""
@@ -152,6 +156,7 @@ class VirtioCore:
     def reset(self) -> None:
         """Reset the device as writing 0 to the status does (2.4). The window keeps its contents."""
         had = self.status
+        again, self._unfit = bool(self._unfit), ""
         self.status = Status(0)
         self.accepted = 0
         self.config_vector = NO_VECTOR
@@ -163,18 +168,25 @@ class VirtioCore:
                 self._pause(queue)
                 self.counters.requests += queue.engine.requests
                 self.counters.interrupts += queue.engine.interrupts
+                with self.guarded(f"closing queue {queue.queue.name}"):
+                    queue.close()
             queue.reset()
         self._threaded.clear()
         self.main_thread_must_interrupt = False
-        if had:
+        if had or again:
             self.counters.resets += 1
-            self.device.reset()
+            with self.guarded("reset()"):
+                self.device.reset()
+        if self.status:  # The driver waits to read 0 (4.1.4.3.2): it is told when it begins anew, if not reset by then.
+            self._unfit, self.status = self.reason, Status(0)
 
     def write_status(self, value: int) -> None:
         """Take what the driver writes to the status: 0 resets, and bits once set stay (2.1.1)."""
         if value == 0:
             self.reset()
             return
+        if self._unfit and not self.status:
+            self.fail(self._unfit)
         new = Status(value) & ~self.status & ~Status.DEVICE_NEEDS_RESET
         if new & Status.FEATURES_OK and not self._features_ok():
             new &= ~Status.FEATURES_OK
@@ -188,13 +200,20 @@ class VirtioCore:
                 self.fail("DRIVER_OK without FEATURES_OK")
                 return
             log.info("the driver is ready, features %#x", self.accepted)
-            self.device.start(self.accepted)
-            self._wake_all()
+            with self.guarded("start()"):
+                self.device.start(self.accepted)
+                self._wake_all()
+
+    def guarded(self, what: str) -> Guarded:
+        """Guard a block that runs code of the device model's: if it raises, the device asks for a reset."""
+        return Guarded(self.fail, f"{type(self.device).__name__}: {what}")
 
     def _features_ok(self) -> bool:
         """Check what the driver accepted (2.2, SW-V1)."""
         missing = self.accepted & ~self.offered
-        if missing:
+        if self._unfit:
+            self.reason = self._unfit
+        elif missing:
             self.reason = f"the driver accepts features that were not offered: {missing:#x}"
         elif not self.accepted & Feature.VERSION_1.mask:
             self.reason = "the driver does not accept VERSION_1"
@@ -250,19 +269,19 @@ class VirtioCore:
         except BadRing as error:
             self._on_ring_fault(queue, error)
             return
-        try:
-            queue.engine = engine = self.device.make_engine(queue.queue, ring)
+        with self.guarded(f"serving queue {queue.queue.name}"):
+            engine = self.device.make_engine(queue.queue, ring)
+            check_engine(engine)
+            queue.engine = engine
             if self.doorbells and isinstance(engine, QueueEngine):
                 queue.thread = self._make_thread(queue, engine)
                 self._threaded.append(queue)
-        except (OSError, RuntimeError) as error:  # no descriptor, or no thread, is to be had
-            if queue.engine is not None:
-                queue.engine.close()
-                queue.engine = None
-            self.fail(f"queue {queue.queue.name} cannot be served: {error}")
+            queue.enabled = True
+            self._wake(queue)
+        if not queue.enabled:
+            with self.guarded(f"closing queue {queue.queue.name}"):
+                queue.close()
             return
-        queue.enabled = True
-        self._wake(queue)
         self._resume()
 
     def _make_thread(self, queue: VirtQueue, engine: QueueEngine) -> QueueThread:
@@ -276,16 +295,18 @@ class VirtioCore:
             return
         self._address_range = address_range
         if address_range is not None:
-            for queue in self.queues:
-                if queue.engine is not None:
-                    queue.engine.rebase(address_range.base)
-            self._wake_all()
+            with self.guarded("following the window"):
+                for queue in self.queues:
+                    if queue.engine is not None:
+                        queue.engine.rebase(address_range.base)
+                self._wake_all()
 
     def notify(self, index: int) -> None:
         """Take an available buffer notification; one for no queue in use is spurious, and harmless."""
         self.counters.notifications += 1
         if index < len(self.queues):
-            self._wake(self.queues[index])
+            with self.guarded("waking a queue"):
+                self._wake(self.queues[index])
 
     def _wake(self, queue: VirtQueue) -> None:
         if queue.thread is not None:
@@ -367,17 +388,15 @@ class VirtioCore:
         """Handle a few batches of a queue; tell whether there may be more."""
         engine = queue.engine
         assert engine is not None
-        try:
+        more = False
+        with self.guarded(f"handling a request of queue {queue.queue.name}"):
             state = engine.serve(TURNS)
-        except Exception:
-            log.exception("the device model failed on queue %s", queue.queue.name)
-            self.fail(f"the device model failed on queue {queue.queue.name}; see the log")
-            return False
-        self._deliver(queue, engine)
-        if state == FAULT:
-            self._on_ring_fault(queue, engine.explain())
-            return False
-        return state == BUSY or self._polls(queue, engine) or engine.arm()
+            self._deliver(queue, engine)
+            if state == FAULT:
+                self._on_ring_fault(queue, engine.explain())
+            else:
+                more = state == BUSY or self._polls(queue, engine) or engine.arm()
+        return more
 
     def _polls(self, queue: VirtQueue, engine: Engine) -> bool:
         """Whether to look at a queue that has no request now, because the last one is not long ago."""
@@ -401,9 +420,10 @@ class VirtioCore:
 
     def fail(self, reason: str) -> None:
         """Set DEVICE_NEEDS_RESET, and tell a driver that is ready (2.1.2)."""
-        self.reason = reason
-        if self.status & Status.DEVICE_NEEDS_RESET:
+        if self.status & Status.DEVICE_NEEDS_RESET:  # what came first is the reason
+            log.info("and: %s", reason)
             return
+        self.reason = reason
         log.warning("DEVICE_NEEDS_RESET: %s", reason)
         self.counters.needs_reset += 1
         self._active.clear()

@@ -68,6 +68,9 @@ class Feature(IntEnum):
 
 FEATURE_BITS: Final = 64
 """Bits that any feature word here has room for."""
+_DEVICE_TYPE_BITS: Final = (range(24), range(50, FEATURE_BITS))
+DEVICE_TYPE_FEATURES: Final = sum(1 << bit for bits in _DEVICE_TYPE_BITS for bit in bits)
+"""The feature bits that are a device type's to define, as a mask; the others are virtio's own, or reserved (2.2)."""
 
 
 class Descriptor(Layout):

@@ -14,6 +14,8 @@ MODERN_DEVICE_BASE: Final = 0x1040
 TRANSITIONAL_DEVICES: Final = range(0x1000, MODERN_DEVICE_BASE)
 VIRTIO_DEVICES: Final = range(0x1000, 0x1080)
 """The vendor's device ids that are virtio's (4.1.2); it has others, ivshmem for one."""
+DEVICE_TYPES: Final = range(1, VIRTIO_DEVICES.stop - MODERN_DEVICE_BASE)
+"""The device types that have a PCI device id; 0 is reserved (4.1.2, chapter 5)."""
 NO_VECTOR: Final = 0xFFFF
 """VIRTIO_MSI_NO_VECTOR (4.1.5.1.2)."""
 
