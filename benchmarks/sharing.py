@@ -142,9 +142,9 @@ def _flood(disk: BlockDisk) -> Iterator[None]:
         for buffer in buffers:
             disk.submit_read(0, buffer)
         while disk.in_flight:
-            for ticket in disk.wait():
+            for pending in disk.wait():
                 if not stop.is_set():
-                    disk.submit_read(0, ticket.destination)  # type: ignore[arg-type]
+                    disk.submit_read(0, pending.destination)  # type: ignore[arg-type]
 
     thread = threading.Thread(target=drown)
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodma.driver import open_disk
+from nodma.driver import VirtioPci, open_disk
 from nodma.errors import DeviceFailed, Disconnected, ProbeError, UsageError
 from nodma.spec.profiles import Policy
 from nodma.spec.virtio import Feature
+from nodma.spec.virtio_pci import CommonCfg
 
 DISK = 1 << 20
 MODEL: list[tuple[Any, bytearray]] = []
@@ -185,12 +187,33 @@ def test_a_server_that_goes_is_noticed(make_served: Callable[..., Any]) -> None:
     disk.close()
 
 
+@pytest.mark.parametrize("polling", [False, True])
+def test_a_device_that_returns_nothing_is_given_up(served: Any, monkeypatch: pytest.MonkeyPatch, polling: bool) -> None:
+    with open_disk(served.path, polling=polling, timeout=0.2) as disk:
+        monkeypatch.setattr(disk.device.bus, "post_bar", lambda *_: None)  # it is never notified
+        with pytest.raises(DeviceFailed, match="returned none of 1 requests"):
+            disk.pread(512, 0)
+
+
+def test_a_configuration_that_never_settles_is_given_up(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    generations = itertools.count()
+    get = VirtioPci._get
+
+    def restless(device: VirtioPci, field: Any) -> int:
+        return next(generations) if field is CommonCfg.config_generation else get(device, field)
+
+    monkeypatch.setattr(VirtioPci, "_get", restless)
+    monkeypatch.setattr("nodma.driver.virtio._CONFIG_SECONDS", 0.05)
+    with pytest.raises(DeviceFailed, match="configuration changed at every reading"):
+        open_disk(served.path)
+
+
 @pytest.mark.parametrize("limits", [{"seg_max": 0}, {"size_max": 511}, {"num_queues": 0}])
 def test_limits_that_no_disk_works_with_are_refused(make_served: Callable[..., Any], limits: dict[str, int]) -> None:
     served = make_served(queues=2)
     for name, value in limits.items():
         setattr(served.function.device.config, name, value)
-    with served.running(), pytest.raises(ProbeError, match="no disk works so"):
+    with served.running(), pytest.raises(ProbeError, match="no request fits"):
         open_disk(served.path)
 
 

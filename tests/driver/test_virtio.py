@@ -43,7 +43,7 @@ LIES: dict[str, tuple[Callable[[PciFunction], None], str]] = {
     "no region": (lambda f: setattr(capability(f, CfgType.SWIOTLB), "cfg_type", 99), "there is no capability 10"),
     "no common configuration": (lambda f: setattr(capability(f, CfgType.COMMON), "cfg_type", 99), "no capability 1 "),
     "another vendor": (lambda f: setattr(Type0Header(f._config.data), "vendor_id", 0x8086), "vendor 0x8086"),
-    "another device": (lambda f: setattr(Type0Header(f._config.data), "device_id", 0x1041), "is no block device"),
+    "another device": (lambda f: setattr(Type0Header(f._config.data), "device_id", 0x1041), "is not a block device"),
 }
 
 

@@ -20,6 +20,7 @@ from nodma.spec.virtio_pci import NO_VECTOR, VIRTIO_VENDOR, CfgType, CommonCfg, 
 from nodma.window import BouncePool, Window
 
 _RESET_SECONDS: Final = 5.0
+_CONFIG_SECONDS: Final = 5.0
 _TRANSPORT: Final = (
     Feature.VERSION_1.mask | Feature.ACCESS_PLATFORM.mask | Feature.EVENT_IDX.mask | Feature.INDIRECT_DESC.mask
 )
@@ -150,14 +151,17 @@ class VirtioPci:
             raise DeviceFailed("the device set DEVICE_NEEDS_RESET: its log says why; reset it to go on")
 
     def device_config(self, layout: type[L]) -> L:
-        """Read the device configuration, consistently (2.5.1)."""
+        """Read the device configuration, consistently (2.5.1). Raises DeviceFailed if it never holds still."""
         found = self._require(CfgType.DEVICE)
         count = min(layout.size, found.length)
+        end = time.monotonic() + _CONFIG_SECONDS
         while True:
             generation = self._get(CommonCfg.config_generation)
             raw = self.bus.read_bar(found.bar, found.offset_in_bar, count)
             if self._get(CommonCfg.config_generation) == generation:
                 return layout(raw.ljust(layout.size, b"\0"))
+            if time.monotonic() > end:
+                raise DeviceFailed(f"the device's configuration changed at every reading for {_CONFIG_SECONDS:g} s")
 
     # Initialization (3.1)
 
