@@ -51,7 +51,7 @@ def test_the_root_file_system_is_the_disk(lab: Any, kernel: Kernel, fsck: Callab
         (lab.scenarios / "root.sh").read_text(),
         drivers=["nodma", "virtio_blk"],
         programs=["e2fsprogs"],
-        root="/dev/vda",
+        root="0000:00:05.0",
     )
     tree = lab.directory / "tree"
     job.root_file_system(tree, lab.kit.tools)

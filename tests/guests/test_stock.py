@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def test_required_a_stock_kernel_says_why_and_boots_from_another_disk(lab: Any, kernel: Kernel) -> None:
-    job = Job((lab.scenarios / "stock.sh").read_text(), drivers=["virtio_blk"], root="/dev/vda")
+    job = Job((lab.scenarios / "stock.sh").read_text(), drivers=["virtio_blk"], root="0000:00:08.0")
     tree, other = lab.directory / "tree", lab.image("other", 64 << 20)
     job.root_file_system(tree, lab.kit.tools)
     subprocess.run(["mkfs.ext4", "-q", "-d", tree, other], check=True)

@@ -12,7 +12,7 @@ import pytest
 
 from nodma.device import BlockDevice, Device, Queue
 from nodma.device.image import Image
-from nodma.guest import Job, Kernel, Machine, Shape
+from nodma.guest import Job, Kernel, Machine
 from nodma.pci_function import PciFunction, PoolKeeper, SharedPoolConfig
 from nodma.pci_function.capabilities import make_capabilities
 from nodma.ring import Request
@@ -224,19 +224,3 @@ def test_the_device_is_not_shown_what_was_in_a_buffer_before(lab: Any, kernel: K
         assert machine.finish(90).status == 0
     assert spy.seen > 64 << 20
     assert spy.dirty == 0
-
-
-def test_a_device_that_a_virtual_iommu_translates_is_refused(lab: Any, newest: Kernel) -> None:
-    image = lab.image()
-    shape = Shape(arguments=["-device", "intel-iommu,caching-mode=on"], append="intel_iommu=on iommu.passthrough=0")
-    job = Job(
-        "dmesg | grep -E 'nodma|device refuses' >/out/dmesg; ls /sys/kernel/iommu_groups >/out/groups",
-        drivers=["nodma", "virtio_blk"],
-    )
-    with lab.serve(image) as device, lab.machine(newest, job, [image], shape) as machine:
-        outcome = machine.finish(60)
-        report = device.stop()
-    assert outcome.file("groups").split()
-    assert "a virtual IOMMU translates this device's addresses" in outcome.file("dmesg")
-    assert "device refuses features" in outcome.file("dmesg")
-    assert report["addresses_outside_window"] == 0

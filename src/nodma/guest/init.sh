@@ -12,13 +12,28 @@ if ! [ -e /proc/mounts ]; then # a root file system on a disk finds them mounted
 	mount -t tmpfs tmpfs /dev/shm
 fi
 
+# For scripts: which disk a PCI function is now. Its name may change with every new binding, and it may take its time.
+cat >/bin/disk <<'END'
+#!/bin/sh
+# disk [FUNCTION]: wait for the disk of a PCI function (0000:00:05.0, that of the first --disk), and print its device node.
+function=${1:-0000:00:05.0}
+tries=600
+until name=$(ls /sys/bus/pci/devices/$function/virtio*/block 2>/dev/null) && [ -b "/dev/$name" ]; do
+	tries=$((tries - 1))
+	[ $tries -gt 0 ] || { echo "disk: PCI function $function had no disk for 60 s" >&2; exit 1; }
+	usleep 100000
+done
+echo "/dev/$name"
+END
+chmod 755 /bin/disk
+
 while read -r driver options; do
 	insmod "/job/drivers/$driver" $options || echo "init: $driver was not loaded"
 done </job/order
 
 cd /job || exit
 if [ -e root ]; then
-	mount -t ext4 "$(cat root)" /mnt || exec poweroff -f
+	mount -t ext4 "$(disk "$(cat root)")" /mnt || exec poweroff -f
 	for place in proc sys dev; do mount --move /$place /mnt/$place; done
 	cd /mnt
 	exec switch_root /mnt /init

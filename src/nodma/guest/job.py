@@ -43,8 +43,8 @@ class Job:
     need, the PCI transport among it. ``programs`` are of those that the kit carries. ``files`` come to lie in /job.
     What the script puts into /out is handed back. Without a script, a shell is started on the console.
 
-    With ``root``, a block device as the guest names it, the initramfs only loads the drivers; the root file system
-    is that device, and the script is found there (see :meth:`root_file_system`).
+    With ``root``, a PCI function as in ``0000:00:05.0``, the initramfs only loads the drivers; the root file system is
+    the disk of that function, and the script is found there (see :meth:`root_file_system`).
     """
 
     script: str | None

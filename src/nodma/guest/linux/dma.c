@@ -3,7 +3,6 @@
  * The DMA API of the PCI function, answered from the pool. What kernels name differently is told apart
  * here and in features.c, and nowhere else.
  */
-#include <linux/iommu.h>
 #include <linux/scatterlist.h>
 #include <linux/version.h>
 
@@ -139,28 +138,20 @@ static const struct dma_map_ops nodma_dma_ops = {
 	.max_mapping_size = nodma_max_mapping_size,
 };
 
-/* Whether a virtual IOMMU translates what the function does: its translation would go before our operations. */
-static bool translated(struct device *dev)
-{
-	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
-
-	return domain && domain->type != IOMMU_DOMAIN_IDENTITY;
-}
-
 /**
  * nodma_dma_install() - have a PCI function's DMA go through the pool
  * @nodma: it has joined its pool
  *
- * Return: 0, or -EOPNOTSUPP where a virtual IOMMU translates, -EIO where the function cannot reach its region.
+ * Return: 0, or -EOPNOTSUPP where a virtual IOMMU cannot be bypassed, -EIO where the function cannot reach its region.
  */
 int nodma_dma_install(struct nodma_device *nodma)
 {
 	struct device *dev = &nodma->pdev->dev;
+	int error;
 
-	if (translated(dev)) {
-		dev_warn(dev, "nodma: no bouncing: a virtual IOMMU translates this device's addresses\n");
-		return -EOPNOTSUPP;
-	}
+	error = nodma_iommu_bypass(nodma);
+	if (error)
+		return error;
 	nodma->dma_ops = nodma_dma_ops;
 	nodma->old_dma_ops = dev->dma_ops;
 	set_dma_ops(dev, &nodma->dma_ops);
@@ -177,6 +168,7 @@ void nodma_dma_restore(struct nodma_device *nodma)
 	struct device *dev = &nodma->pdev->dev;
 
 	set_dma_ops(dev, nodma->old_dma_ops);
+	nodma_iommu_restore(nodma);
 	if (dma_set_mask_and_coherent(dev, DMA_BIT_MASK(64)))
 		dma_set_mask_and_coherent(dev, DMA_BIT_MASK(32));
 }

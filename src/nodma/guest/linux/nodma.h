@@ -163,6 +163,7 @@ struct nodma_device {
 
 	struct dma_map_ops dma_ops;		/* in place of what pdev had */
 	const struct dma_map_ops *old_dma_ops;
+	bool behind_iommu;			/* an IOMMU's operations came before those */
 	struct virtio_config_ops config;	/* in place of what vdev had */
 	const struct virtio_config_ops *old_config;
 
@@ -208,6 +209,10 @@ void nodma_pool_put_back(struct nodma_pool *pool, unsigned int slot, unsigned in
 /* dma.c */
 int nodma_dma_install(struct nodma_device *nodma);
 void nodma_dma_restore(struct nodma_device *nodma);
+
+/* iommu.c */
+int nodma_iommu_bypass(struct nodma_device *nodma);
+void nodma_iommu_restore(struct nodma_device *nodma);
 
 /* features.c */
 u64 nodma_features_offered(struct virtio_device *vdev);
