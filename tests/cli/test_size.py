@@ -37,10 +37,22 @@ def test_for_people() -> None:
     assert run("blk,count=2").output.endswith("MiB in 2 pools\n")
 
 
+def test_pipes_get_no_padding() -> None:
+    lines = run("blk,count=2").output.splitlines()
+    assert all(line and line == line.rstrip() for line in lines)
+
+
+def test_forty_columns_get_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodma.cli.console._WIDTH", 40)
+    shown = run("blk,queues=16,queue_size=1024,depth=1024,request=1M").output
+    assert shown.startswith("blk, 16 x 1024, depth 1024, 1M\n  rings KiB     448\n  in flight KiB ")
+    assert max(map(len, shown.splitlines())) <= 40
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["net"], "'net' is no device whose needs are known"),
+        (["net"], "'net' is not a device whose needs are known"),
         (["blk,width=3"], "a disk has no 'width'"),
         (["blk,depth"], "depth needs a number"),
         (["blk,depth=many"], "'many' is no size"),
@@ -56,3 +68,7 @@ def test_what_cannot_be_is_said(arguments: list[str], why: str) -> None:
 
 def test_at_once_is_for_shared_pools() -> None:
     assert run("blk", "--at-once", "1").exit_code == 2
+
+
+def test_the_object_has_a_format_number() -> None:
+    assert json.loads(run("blk", "--json").output)["format"] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nodma.cli.json_line import echo_json
 from nodma.demo.story import Findings, tell
 from nodma.units import show_size
 
@@ -36,7 +36,7 @@ def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="nodma-demo-") as directory, _bar(console, as_json) as bar:
         found = tell(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found)))
+        echo_json(dataclasses.asdict(found))
     else:
         _show(console, found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import click
 
 from nodma.cli.console import make_console
 from nodma.cli.guest_show import make_bar, show_findings, show_kit, show_proof
+from nodma.cli.json_line import echo_json
 from nodma.errors import GuestError, NodmaError, UsageError
 from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools, debug_kernel
 from nodma.guest.accelerator import ACCELERATORS, choose
@@ -207,7 +207,7 @@ def _run(
             path.write_bytes(content)
     if as_json:
         record = {"status": outcome.status, "seconds": round(outcome.seconds, 3), "files": sorted(outcome.files)}
-        click.echo(json.dumps(record | {"kernel": kernel.release, "accelerator": accelerator}))
+        echo_json(record | {"kernel": kernel.release, "accelerator": accelerator})
     return outcome.status
 
 
@@ -262,7 +262,7 @@ def prove(*, cache: Path | None, as_json: bool, kernel_name: str, keep: Path | N
             kit.tools, kernel, work, accelerator=accelerator, progress=lambda what: bar.update(task, description=what)
         )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(proof) | {"holds": proof.holds}))
+        echo_json(dataclasses.asdict(proof) | {"holds": proof.holds})
     else:
         show_proof(console, proof)
     if not proof.holds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 
 import click
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nodma.cli.json_line import echo_json
 from nodma.guest import Kit
 from nodma.guest.doctor import Finding
 from nodma.guest.job import PROGRAMS
@@ -42,7 +42,7 @@ def show_findings(console: Console, findings: Iterable[Finding], as_json: bool) 
             console.print(finding.says, markup=False, soft_wrap=True)
     well = all(finding.fine for finding in seen if finding.needed)
     if as_json:
-        click.echo(json.dumps({"guests_can_run": well, "findings": [dataclasses.asdict(one) for one in seen]}))
+        echo_json({"guests_can_run": well, "findings": [dataclasses.asdict(one) for one in seen]})
     else:
         click.echo("Guests can be run." if well else "Guests cannot be run: `nodma guest setup` may help.")
     return well
@@ -90,7 +90,7 @@ def show_kit(kit: Kit, as_json: bool) -> None:
         kernels = [{"name": short_name(kernel)} | dataclasses.asdict(kernel) for kernel in kit.kernels]
         record = {"directory": str(kit.directory), "kernels": kernels, "programs": list(PROGRAMS)}
         debug = kit.debug_kernel.release if kit.debug_kernel else None
-        click.echo(json.dumps(record | {"debug_kernel": debug, "qemu": {"version": shown, "from": qemu.origin}}))
+        echo_json(record | {"debug_kernel": debug, "qemu": {"version": shown, "from": qemu.origin}})
         return
     click.echo(f"QEMU     {shown}, from {qemu.origin}")
     for kernel in kit.kernels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import BinaryIO, Final
 import click
 
 from nodma.cli.inspect_socket import inspect_regions
+from nodma.cli.json_line import echo_json
 from nodma.errors import Unavailable, UsageError
 from nodma.pci.audit import Severity
 from nodma.pci.config import ConfigSpace
 from nodma.pci.dump import decode_dump, parse_dump, write_dump
-from nodma.pci.record import to_json
+from nodma.pci.record import FORMAT, to_json
 from nodma.pci.report import Report
 from nodma.pci.sysfs import full_address, read_function
 from nodma.pci.text import render
@@ -46,7 +46,7 @@ def inspect(context: click.Context, *, source: str, verbose: int, as_json: bool,
         for problem in report.problems:
             click.echo(f"nodma: warning: {problem}", err=True)
         if as_json:
-            click.echo(json.dumps(to_json(report)))
+            echo_json(to_json(report), format_number=FORMAT)
             continue
         if number and (verbose or hexdump):
             click.echo()

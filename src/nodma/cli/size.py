@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +10,8 @@ import click
 from rich import box
 from rich.table import Table
 
-from nodma.cli.console import make_console
+from nodma.cli.console import make_console, print_table
+from nodma.cli.json_line import echo_json
 from nodma.errors import UsageError
 from nodma.hosting.host import Size
 from nodma.hosting.slot_config import parse_function
@@ -19,6 +19,9 @@ from nodma.pool_sizing import Disk, SlotDemand, pool_for, slots_needed
 from nodma.spec.profiles import PROFILES, SWIOTLB
 from nodma.units import parse_size, show_size
 
+_TABLE_COLUMNS: Final = 72
+"""A terminal with fewer columns gets a list."""
+_HEADINGS: Final = ("device", "rings KiB", "in flight KiB", "peak KiB", "slots", "pool")
 _KEYS: Final = ("queues", "depth", "request", "queue_size", "count")
 
 
@@ -46,11 +49,11 @@ def size(
         raise UsageError(f"the profile {profile} cannot share a pool: leave --share out")
     for bytes_ in (slot, page):
         if bytes_ < 1 or bytes_ & (bytes_ - 1):
-            raise UsageError(f"slots and pages are powers of two, which {bytes_} bytes are not")
+            raise UsageError(f"--slot-size and --page must be powers of two, got {bytes_} bytes")
     lines = [line for text in devices for line in _lines(text, slot, page)]
     bill = _shared(lines, at_once, profile, slot) if share else _each(lines, profile, slot)
     if as_json:
-        click.echo(json.dumps(_record(bill, slot)))
+        echo_json(_record(bill, slot))
     else:
         _show(bill, slot)
 
@@ -63,18 +66,18 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class _Bill:
-    """What is needed; ``pools`` are the windows: one, or one for each line."""
+    """What devices take; ``pools`` are the windows: one, or one for each line."""
 
     lines: list[_Line]
     pools: list[int]
 
 
 def _lines(text: str, slot: int, page: int) -> list[_Line]:
-    """Read a device, and count what it needs. Raises UsageError."""
+    """Parse a device, and count its slots. Raises UsageError."""
     raw = parse_function(text)
     kind = raw.pop("device")
     if kind != "blk":
-        raise UsageError(f"{text!r}: {kind!r} is no device whose needs are known; blk is")
+        raise UsageError(f"{text!r}: {kind!r} is not a device whose needs are known; expected blk")
     values = {key.replace("-", "_"): _number(text, key, value) for key, value in raw.items()}
     for key in values:
         if key not in _KEYS:
@@ -120,16 +123,27 @@ def _record(bill: _Bill, slot: int) -> Mapping[str, Any]:
     }
 
 
-def _show(bill: _Bill, slot: int) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("device")
-    for name in ("rings KiB", "in flight KiB", "peak KiB", "slots", "pool"):
-        table.add_column(name, justify="right")
+def _rows(bill: _Bill, slot: int) -> Iterator[tuple[str, ...]]:
     shared = len(bill.pools) < len(bill.lines)
     for number, line in enumerate(bill.lines):
         parts = [line.need.rings * slot, line.need.requests * slot, line.need.slots * slot]
         pool = "shared" if shared else show_size(bill.pools[number])
-        table.add_row(line.name, *(f"{part / 1024:,.0f}" for part in parts), f"{line.need.slots:,}", pool)
-    make_console().print(table)
+        yield (line.name, *(f"{part / 1024:,.0f}" for part in parts), f"{line.need.slots:,}", pool)
+
+
+def _show(bill: _Bill, slot: int) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(_HEADINGS[0])
+    for name in _HEADINGS[1:]:
+        table.add_column(name, justify="right")
+    narrow = make_console().width < _TABLE_COLUMNS
+    for name, *values in _rows(bill, slot):
+        if narrow:
+            click.echo(name)
+            for heading, value in zip(_HEADINGS[1:], values, strict=True):
+                click.echo(f"  {heading:13} {value}")
+        table.add_row(name, *values)
+    if not narrow:
+        print_table(table)
     many = "" if len(bill.pools) == 1 else f" in {len(bill.pools)} pools"
     click.echo(f"memory: {sum(bill.pools) / (1 << 20):,.2f} MiB{many}")

@@ -20,7 +20,6 @@ def to_json(report: Report) -> dict[str, Any]:
     """Give all that is known; keys of what is not known are null."""
     space = report.space
     return {
-        "format": FORMAT,
         "slot": report.slot,
         "device": device_name(space),
         "device_type": space.device_type,
