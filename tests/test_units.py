@@ -19,7 +19,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "16 M", "1T", "0x10", "९", "9" * 30])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="invalid size"):
         parse_size(text)
 
 

@@ -63,12 +63,12 @@ def _execute(name: str) -> ModuleType:
 
 
 def load(name: str) -> ModuleType:
-    """Give the module of that name in the build that this process uses, from now on by whatever way it is imported."""
+    """Return a module in the build that this process uses, and have every later import find that build."""
     if os.environ.get("NODMA_PURE", "0") not in ("", "0"):
         sys.modules[name] = load_interpreted(name)
     return importlib.import_module(name)
 
 
 def is_compiled(module: ModuleType) -> bool:
-    """Tell whether a module is the compiled build."""
+    """Return whether a module is the compiled build."""
     return not str(module.__file__).endswith(".py")

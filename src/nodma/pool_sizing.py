@@ -37,10 +37,10 @@ class Disk:
 
     def __post_init__(self) -> None:
         if not 1 <= self.queue_size <= MAX_QUEUE_SIZE or self.queue_size & (self.queue_size - 1):
-            raise UsageError(f"a queue of {self.queue_size} entries: a power of two up to {MAX_QUEUE_SIZE}")
+            raise UsageError(f"queue_size {self.queue_size}: it must be a power of two up to {MAX_QUEUE_SIZE}")
         if self.queues < 1 or self.depth < 1 or self.request < 1:
             raise UsageError(
-                f"{self.queues} queues, depth {self.depth}, requests of {self.request} bytes: all are 1 or more"
+                f"{self.queues} queues, depth {self.depth}, requests of {self.request} bytes: each must be 1 or more"
             )
 
     @property
@@ -82,19 +82,19 @@ def ring_bytes(entries: int) -> int:
 
 
 def pool_for(needs: list[SlotDemand], profile: Profile, *, slot: int = SLOT) -> int:
-    """Give the smallest window, a power of two, in which devices of these needs never wait for slots.
+    """Return the smallest window, a power of two, in which devices of these needs never wait for slots.
 
     Raises UsageError if none is large enough.
     """
     slots = sum(one.slots for one in needs)
     inbound = sum(one.inbound for one in needs)
     reserved = profile.address_range(0, 1)
-    first = bool(reserved and reserved.first)  # where offset 0 is no address, the first slot is lost
+    first = bool(reserved and reserved.first)  # where offset 0 is not an address, the first slot is lost
     part, whole = INBOUND_SHARE
     size = max(slots + first, -(-inbound * whole // part)) * slot
     pool = max(MIN_POOL, 1 << (size - 1).bit_length())
     if pool > MAX_POOL:
-        raise UsageError(f"these devices need {size >> 20} MiB, and a window has at most {MAX_POOL >> 30} GiB")
+        raise UsageError(f"these devices need {size >> 20} MiB: a window has at most {MAX_POOL >> 30} GiB")
     return pool
 
 

@@ -14,7 +14,7 @@ def parse_size(text: str) -> int:
     """Read a size: bytes, or with K, M or G (and iB, if somebody insists) behind. Raises UsageError."""
     match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:iB|B)?", text.strip(), re.IGNORECASE | re.ASCII)
     if not match:
-        raise UsageError(f"{text!r} is no size: write bytes, or a number with K, M or G, as in 16M")
+        raise UsageError(f"invalid size {text!r}: give bytes, or a number with suffix K, M or G, as in 16M")
     return int(match[1]) * _UNITS[match[2].upper()]
 
 

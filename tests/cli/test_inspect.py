@@ -213,7 +213,7 @@ def test_check_exits_by_the_worst_finding(server: Path, tmp_path: Path) -> None:
 
 
 def test_missing_function() -> None:
-    assert "there is no PCI function ffff:ff:1f.7" in error("ffff:ff:1f.7")
+    assert "no PCI function ffff:ff:1f.7" in error("ffff:ff:1f.7")
 
 
 def test_no_source_of_any_kind(tmp_path: Path) -> None:

@@ -162,7 +162,11 @@ def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
         (["--image", "{image}", "--pool", "3M"], 2, "a pool of 3145728 bytes: it must be a power of two"),
         (["--image", "{image}", "--pool", "32K"], 2, "from 64K to 4G"),
         (["--image", "{image}", "--pool", "8G"], 2, "from 64K to 4G"),
-        (["--image", "{image}", "--pool", "lots"], 2, "'lots' is no size: write bytes, or a number with K, M or G"),
+        (
+            ["--image", "{image}", "--pool", "lots"],
+            2,
+            "invalid size 'lots': give bytes, or a number with suffix K, M or G",
+        ),
         (["--image", "{image}", "--queues", "0"], 2, "0 queues: a block device here has 1 to 256"),
         (["--image", "{image}", "--serial", "x" * 21], 2, "is not up to 20 ASCII characters"),
         (["--image", "{image}", "--profile", "other"], 2, "'other' is not"),

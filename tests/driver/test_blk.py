@@ -48,7 +48,7 @@ def test_any_offset_and_length_like_a_file(served: Any, image: Path) -> None:
         assert disk.pread(100, DISK - 10) == model[-10:]
         assert disk.pread(5, DISK + 5) == b""
         for offset in (-1, DISK):
-            with pytest.raises(UsageError, match="do not lie on a disk of 1048576 bytes"):
+            with pytest.raises(UsageError, match="lie outside the disk of 1048576 bytes"):
                 disk.pwrite(b"x", offset)
     assert image.read_bytes() == model
 
@@ -190,7 +190,7 @@ def test_a_server_that_goes_is_noticed(make_served: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("polling", [False, True])
 def test_a_device_that_returns_nothing_is_given_up(served: Any, monkeypatch: pytest.MonkeyPatch, polling: bool) -> None:
     with open_disk(served.path, polling=polling, timeout=0.2) as disk:
-        monkeypatch.setattr(disk.device.bus, "post_bar", lambda *_: None)  # it is never notified
+        monkeypatch.setattr(disk._requests, "kick", lambda: None)  # the device never sees it
         with pytest.raises(DeviceFailed, match="returned none of 1 requests"):
             disk.pread(512, 0)
 

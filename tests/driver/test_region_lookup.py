@@ -101,7 +101,7 @@ LIES: dict[str, tuple[Callable[[list[PciFunction]], None], str]] = {
     "a device, but none of its functions": (lambda f: lie(f[1], device=5, function=SELF), "no function of it"),
     "a circle": (lambda f: lie(f[0], function=1), "names the region of function 1, which names another's itself"),
     "a chain": (lambda f: lie(f[1], function=2), "names the region of function 2, which names another's itself"),
-    "itself, without a BAR": (lambda f: lie(f[1], function=1), "there is no memory BAR 2"),
+    "itself, without a BAR": (lambda f: lie(f[1], function=1), "in BAR 2, which is not a memory BAR"),
     "a private region": (lambda f: lie(f[0], cap_len=16), "function 0, which does not share it"),
     "no region": (lambda f: lie(f[0], cfg_type=99), "function 0, which has none"),
     "another BAR": (
@@ -117,7 +117,10 @@ LIES: dict[str, tuple[Callable[[list[PciFunction]], None], str]] = {
         lambda f: over_registers(f),
         "function 0, whose region is to be shared, breaks SW-D2",
     ),
-    "an I/O BAR": (lambda f: io_bar(f[0]), "function 0, whose region is to be shared, breaks SW-D2: .* is no memory"),
+    "an I/O BAR": (
+        lambda f: io_bar(f[0]),
+        "function 0, whose region is to be shared, breaks SW-D2: .* is not a memory BAR",
+    ),
 }
 
 
@@ -167,10 +170,10 @@ def test_an_owner_that_is_let_go_is_an_error_and_not_a_hang(slot_of_disks: Any) 
         owner, sharer = disks(slot)
         sharer.pread(512, 0)
         owner.close()
-        with pytest.raises(DeviceFailed, match="function 0, which owns the pool, was let go"):
+        with pytest.raises(DeviceFailed, match="function 0, which owns the pool, was closed"):
             sharer.pread(512, 0)
         assert slot.functions == [1]
-        with pytest.raises(UsageError, match="there is no function 0 in this slot"):
+        with pytest.raises(UsageError, match="no function 0 in this slot"):
             slot.bus(0)
 
 
@@ -247,11 +250,11 @@ def test_slots_of_another_pool_are_not_handed_over(slot_of_disks: Any, served: A
         source, target = disks(slot)
         with source.read_mapping(0, 512) as filled, pytest.raises(UsageError, match="another disk's pool"):
             stranger.write_mapping(filled, 0)
-        with pytest.raises(UsageError, match="these slots were given back"):
+        with pytest.raises(UsageError, match="these slots were released"):
             target.write_mapping(filled, 0)
         with pytest.raises(UsageError, match="whole sectors"):
             source.read_mapping(1, 512)
-        with pytest.raises(UsageError, match="do not lie on a disk"):
+        with pytest.raises(UsageError, match="lie outside the disk"):
             source.read_mapping(source.size, 512)
 
 
@@ -265,7 +268,7 @@ def test_a_read_that_fails_keeps_no_slots(slot_of_disks: Any) -> None:
 
 
 def test_what_is_no_slot_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no slot's address"):
+    with pytest.raises(UsageError, match="not the address of a slot"):
         open_slot("nonsense")
     with pytest.raises(UsageError, match="a slot has 1 to 8 functions"):
         open_slot([])

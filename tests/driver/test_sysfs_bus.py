@@ -90,7 +90,7 @@ def test_a_bound_driver_is_left_alone(place: Path) -> None:
 def test_what_is_no_function(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no PCI function"):
         SysfsBus.open(ADDRESS, tmp_path)
-    with pytest.raises(UsageError, match="is no PCI address"):
+    with pytest.raises(UsageError, match="is not a PCI address"):
         SysfsBus.open("disk.sock", tmp_path)
 
 

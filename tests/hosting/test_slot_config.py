@@ -76,7 +76,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"function": [A], "profile": "pmb"}, "profile is 'pmb'; it can be swiotlb, dmb"),
     ({"function": [A], "pool": "3M"}, "a pool of '3M' must be a power of two from 64K to 4G"),
     ({"function": [A], "pool": True}, "a pool of True must be"),
-    ({"function": [A], "pool": "lots"}, "'lots' is no size"),
+    ({"function": [A], "pool": "lots"}, "invalid size 'lots'"),
     ({"function": [A], "share": "yes"}, "share is 'yes', which is no bool"),
     ({"function": [A], "slot": 32}, "slot 32: a bus has slots 0 to 31"),
     ({"function": [{"program": ["x"], "socket": "s"}], "processes": "one"}, "a program of one's own runs in a process"),

@@ -156,7 +156,7 @@ def test_a_reference_that_leads_nowhere(
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"offset": 0x800, "length": 1 << 20}, "no page's beginning"), ({"length": 4096}, "fewer than 65536")],
+    [({"offset": 0x800, "length": 1 << 20}, "not page-aligned"), ({"length": 4096}, "fewer than 65536")],
 )
 def test_a_region_that_cannot_be_mapped_or_used(
     assemble: Assemble, good: Good, values: dict[str, int], words: str
@@ -237,7 +237,7 @@ def test_region_that_may_be_mapped_uncached(assemble: Assemble, good: Good, flag
 
 def test_region_in_io_space(assemble: Assemble, good: Good) -> None:
     raw = assemble(list(good.values()), bar2=BarFlag.IO, bar3=0)
-    only(findings(raw), "SW-D2", "error", "which is no memory")
+    only(findings(raw), "SW-D2", "error", "not a memory BAR")
 
 
 @pytest.mark.parametrize(

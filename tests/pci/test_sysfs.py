@@ -64,7 +64,7 @@ def test_what_others_than_root_may_read(place: Path) -> None:
 
 
 def test_missing_function(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no PCI function 0000:05:00\.0"):
+    with pytest.raises(UsageError, match=r"no PCI function 0000:05:00\.0"):
         read_function("05:00.0", tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_addresses(text: str, full: str | None) -> None:
 
 
 def test_no_address(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no PCI address"):
+    with pytest.raises(UsageError, match="is not a PCI address"):
         read_function("../../etc", tmp_path)
 
 
@@ -144,5 +144,5 @@ def test_the_address_of_a_slot(text: str, slot: str | None) -> None:
 def test_device_and_function_of_an_address() -> None:
     assert device_and_function("0000:03:1f.6") == (0x1F, 6)
     for text in ("03:1f.6", "0000:03:1f.8", "nonsense"):
-        with pytest.raises(UsageError, match="no PCI address with its domain"):
+        with pytest.raises(UsageError, match="is not a full PCI address"):
             device_and_function(text)

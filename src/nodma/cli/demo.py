@@ -122,7 +122,7 @@ def _show(console: Console, found: Findings) -> None:
 
 
 def _descriptors(found: Findings) -> list[str]:
-    """Say what each open descriptor is."""
+    """Return what each open descriptor is."""
     names = []
     for item in found.descriptors:
         kind = item.target.split(":")[0]

@@ -23,7 +23,7 @@ from nodma.vfio_user.client import Client
 
 _EXIT_CODES: Final[Mapping[Severity, int]] = {"warning": 3, "error": 4}
 _MAX_DUMP: Final = 64 << 20
-"""Bytes: more is no dump, but a disk image given by mistake."""
+"""Bytes: more is not a dump but a disk image given by mistake."""
 
 
 @click.command()

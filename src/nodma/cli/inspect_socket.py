@@ -137,7 +137,7 @@ class _Registers:
 
     @contextmanager
     def selecting(self, field: Field[int]) -> Iterator[Callable[[int], None]]:
-        """Give what sets a selector, which has at the end what it had before."""
+        """Return what sets a selector, which has at the end what it had before."""
         found = self.get(field)
         try:
             yield lambda value: self.set(field, value)

@@ -19,7 +19,7 @@ class PciPeer(Protocol):
         """Read configuration space."""
 
     def bar_sizes(self) -> Mapping[int, int]:
-        """Give the size of each BAR that exists."""
+        """Return the size of each BAR that exists."""
 
     def map_bar(self, bar: int, offset: int, length: int) -> Window:
         """Map a part of a BAR, which begins on a page; the window is the caller's."""
@@ -29,13 +29,13 @@ class PciBus(PciPeer, Protocol):
     """One PCI function, as its driver reaches it."""
 
     def enable(self) -> None:
-        """See to it that the BARs have addresses and decode them."""
+        """Ensure that the BARs have addresses and decode them."""
 
     def peer(self, device: int, function: int) -> PciPeer | None:
-        """Give another function of the same bus; None if there is none."""
+        """Return another function of the same bus; None if there is none."""
 
     def partition(self, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
-        """Give this function's part of a region in another's BAR.
+        """Return this function's part of a region in another's BAR.
 
         None if nobody divides the region up: then no two functions can be driven in it.
         """

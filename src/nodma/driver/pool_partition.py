@@ -42,7 +42,7 @@ class SharedRegion:
         self.common = BouncePool(window, taken, window.size - taken)
 
     def partition(self, user: int) -> PoolPartition:
-        """Give the part of a user."""
+        """Return the part of a user."""
         begin = self._users.index(user) * self.reservation
         return PoolPartition(self.window, begin, begin + self.reservation, self.common)
 

@@ -31,7 +31,7 @@ class RegionPlace:
 
 
 def locate(bus: PciBus, space: ConfigSpace, cap: VirtioCapability) -> RegionPlace:
-    """Find the region that ``cap``, of the function at ``bus``, tells of.
+    """Find the region that ``cap``, of the function at ``bus``describes.
 
     ``space`` is audited: what the function says of itself is not checked again here. Raises ProbeError for a
     reference to another function that cannot be believed.
@@ -62,17 +62,19 @@ def locate(bus: PciBus, space: ConfigSpace, cap: VirtioCapability) -> RegionPlac
 
 
 def names(me: tuple[int, int], cap: VirtioCapability) -> tuple[int, int]:
-    """Give device and function that a capability of the function at ``me`` names. Raises ProbeError if none can be."""
+    """Return the device and function that a capability of ``me`` names. Raises ProbeError if it cannot exist."""
     device, function = cap.owner
     if (device, function) == (SELF, SELF):
         return me
     if function not in range(FUNCTIONS) or device not in (*range(DEVICES), SELF):
-        raise ProbeError(f"capability 10 names device {device:#x}, function {function:#x}, which none can be (SHARE)")
+        raise ProbeError(
+            f"capability 10 names device {device:#x}, function {function:#x}: no such function can exist (SHARE)"
+        )
     return (me[0] if device == SELF else device, function)
 
 
 def _check_owner(who: str, space: ConfigSpace, place: tuple[int, int]) -> None:
-    """See to it that a function owns its region, and lets others use it. Raises ProbeError with what is wrong."""
+    """Check that a function owns its region and lets others use it. Raises ProbeError with what is wrong."""
     found = space.virtio_all(CfgType.SWIOTLB)
     if not space.is_virtio or not found:
         raise ProbeError(f"capability 10 names the region of {who}, which has none (SHARE)")
@@ -88,7 +90,9 @@ def _check_owner(who: str, space: ConfigSpace, place: tuple[int, int]) -> None:
 def _place(peer: PciPeer, space: ConfigSpace, cap: VirtioCapability, *, shared: bool) -> RegionPlace:
     bar = space.bar(cap.bar)
     if bar is None or bar.kind != "memory" or (bar.size is not None and cap.end > bar.size):
-        raise ProbeError(f"there is no memory BAR {cap.bar} with the region that capability {cap.cfg_type} tells of")
+        raise ProbeError(
+            f"capability {cap.cfg_type} names a region in BAR {cap.bar}, which is not a memory BAR large enough for it"
+        )
     if not bar.address or not space.header.command & Command.MEMORY:
         raise ProbeError(f"BAR {cap.bar}, with the region, decodes no address now: enable its function first")
     return RegionPlace(peer, cap.bar, cap.offset_in_bar, cap.length, bar.address + cap.offset_in_bar, shared)

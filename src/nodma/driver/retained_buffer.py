@@ -18,12 +18,12 @@ class RetainedBuffer:
         self.length = sum(mapping.length for mapping in mappings)
 
     def parts(self, most: int) -> list[tuple[int, int]]:
-        """Give offsets in the window and lengths, in pieces of at most ``most`` bytes.
+        """Return offsets in the window and lengths, in pieces of at most ``most`` bytes.
 
         Raises UsageError if the slots were given back.
         """
         if not self.mappings:
-            raise UsageError("these slots were given back: what was in them is gone")
+            raise UsageError("these slots were released: what was in them is gone")
         return [
             (mapping.offset + at, min(most, mapping.length - at))
             for mapping in self.mappings
@@ -31,7 +31,7 @@ class RetainedBuffer:
         ]
 
     def release(self) -> None:
-        """Give the slots back. May be called twice. No device may have them any more."""
+        """Free the slots. May be called twice. No device may have them any more."""
         mappings, self.mappings = self.mappings, ()
         for mapping in mappings:
             self.pool.unmap(mapping)

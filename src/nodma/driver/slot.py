@@ -59,18 +59,18 @@ class Slot:
         return sorted(self._buses)
 
     def bus(self, function: int) -> PciBus:
-        """Give a function, for a driver to own. Raises UsageError if it is not here, or was let go."""
+        """Return a function, for a driver to own. Raises UsageError if it is not here, or was closed."""
         if function not in self._buses:
-            raise UsageError(f"there is no function {function} in this slot: it has {self.functions}")
+            raise UsageError(f"no function {function} in this slot: it has {self.functions}")
         return self._buses[function]
 
     def peer(self, device: int, function: int) -> PciPeer | None:
-        """Give another function; of other slots nothing is known here."""
+        """Return another function; of other slots nothing is known here."""
         bus = self._buses.get(function)
         return bus if bus and bus.place[0] == device else None
 
     def partition(self, user: PciPeer, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
-        """Give ``user``'s part of a region, which is mapped once; None if nobody else uses it."""
+        """Return ``user``'s part of a region, which is mapped once; None if nobody else uses it."""
         key = (owner.place[1], bar, offset, length)
         if key not in self._regions:
             claims = {number: cap for number, bus in self._buses.items() if (cap := _claim(bus, owner.place))}
@@ -101,7 +101,7 @@ class Slot:
                     tell(other, address, size)
 
     def close(self) -> None:
-        """Let go of the functions that no driver has let go of, and of the shared memory."""
+        """Close the functions that no driver has closed, and unmap the shared memory."""
         for bus in tuple(self._buses.values()):
             bus.close()
         for region in self._regions.values():
@@ -124,11 +124,11 @@ def open_slot(functions: Sequence[Path | str] | str, *, reservation: int | None 
     if isinstance(functions, str):
         address = slot_address(functions)
         if address is None:
-            raise UsageError(f"{functions!r} is no slot's address: write 0000:00:05")
+            raise UsageError(f"{functions!r} is not the address of a slot: write 0000:00:05")
         found = [number for number in range(FUNCTIONS) if (ROOT / f"{address}.{number}").is_dir()]
         return Slot({number: _opener(SysfsBus, f"{address}.{number}") for number in found}, reservation=reservation)
     if not 1 <= len(functions) <= FUNCTIONS:
-        raise UsageError(f"{len(functions)} sockets: a slot has 1 to {FUNCTIONS} functions")
+        raise UsageError(f"{len(functions)} sockets given: a slot has 1 to {FUNCTIONS} functions")
     addresses = Addresses()
     opened = {number: _connector(path, (DEVICE, number), addresses) for number, path in enumerate(functions)}
     return Slot(opened, reservation=reservation)
@@ -143,6 +143,6 @@ def _opener(kind: type[SysfsBus], address: str) -> Callable[[Slot], PciBus]:
 
 
 def _claim(bus: PciBus, owner: tuple[int, int]) -> VirtioCapability | None:
-    """Give the capability by which a function claims the region of ``owner`` for itself; None if it does not."""
+    """Return the capability by which a function claims the region of ``owner`` for itself; None if it does not."""
     cap = ConfigSpace.parse(bus.read_config(0, CONFIG_SIZE), bus.bar_sizes()).virtio(CfgType.SWIOTLB)
     return cap if cap and names(bus.place, cap) == owner else None

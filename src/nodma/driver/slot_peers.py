@@ -12,16 +12,16 @@ class SlotPeers(Protocol):
     """The other functions of a bus, as far as this process drives or sees them."""
 
     def peer(self, device: int, function: int) -> PciPeer | None:
-        """Give another function; None if there is none."""
+        """Return another function; None if there is none."""
 
     def partition(self, user: PciPeer, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
-        """Give ``user``'s part of a region in ``owner``'s BAR; None if nobody divides it up."""
+        """Return ``user``'s part of a region in ``owner``'s BAR; None if nobody divides it up."""
 
     def enabled(self, who: PciPeer) -> None:
         """Learn that a function's BARs decode addresses."""
 
     def gone(self, who: PciPeer) -> None:
-        """Learn that a function is let go."""
+        """Learn that a function was closed."""
 
 
 class NoPeers:

@@ -37,7 +37,7 @@ class SysfsBus:
         self._windows: dict[int, Window] = {}
         self._enabled = False
         if not place.is_dir():
-            raise Unavailable(f"there is no PCI function {self.address} on this machine ({place})")
+            raise Unavailable(f"no PCI function {self.address} on this machine ({place})")
         driver = place / "driver"
         if driver.is_symlink():
             raise ProbeError(
@@ -47,7 +47,7 @@ class SysfsBus:
         try:
             self._config = os.open(place / "config", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise Unavailable(f"{place}/config cannot be written: {error.strerror} (root may)") from error
+            raise Unavailable(f"{place}/config is not writable: {error.strerror} (run as root)") from error
         self._sizes = bar_sizes(place / "resource") or {}
 
     @classmethod
@@ -55,17 +55,17 @@ class SysfsBus:
         """Open the function at a PCI address. Raises as the constructor does."""
         full = full_address(address)
         if full is None:
-            raise UsageError(f"{address!r} is no PCI address: write 00:05.0 or 0000:00:05.0")
+            raise UsageError(f"{address!r} is not a PCI address: write 00:05.0 or 0000:00:05.0")
         return cls(root / full, slot_peers=slot_peers)
 
     def enable(self) -> None:
-        """Have the kernel enable the function, and decode its BARs. Bus mastering stays off: nothing needs it."""
+        """Make the kernel enable the function and decode its BARs. Bus mastering stays off: nothing needs it."""
         if self._enabled:
             return
         try:
             (self._place / "enable").write_text("1")
         except OSError as error:
-            raise Unavailable(f"{self._place}/enable cannot be written: {error.strerror} (root may)") from error
+            raise Unavailable(f"{self._place}/enable is not writable: {error.strerror} (run as root)") from error
         self._enabled = True
         field = Type0Header.command
         command = int.from_bytes(self.read_config(field.offset, field.size), "little")
@@ -77,7 +77,7 @@ class SysfsBus:
         return os.pread(self._config, count, offset)
 
     def bar_sizes(self) -> Mapping[int, int]:
-        """Give the size of each BAR that exists."""
+        """Return the size of each BAR that exists."""
         return self._sizes
 
     def read_bar(self, bar: int, offset: int, count: int) -> bytes:
@@ -107,11 +107,11 @@ class SysfsBus:
             raise ProbeError(f"BAR {bar} cannot be mapped ({path}): {error.strerror}") from error
 
     def peer(self, device: int, function: int) -> PciPeer | None:
-        """Give another function of the slot, if they were opened together."""
+        """Return another function of the slot, if they were opened together."""
         return self._slot_peers.peer(device, function)
 
     def partition(self, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
-        """Give this function's part of a shared region, if functions were opened together."""
+        """Return this function's part of a shared region, if functions were opened together."""
         return self._slot_peers.partition(self, owner, bar, offset, length)
 
     def enable_msix(self, vectors: int) -> list[int]:  # noqa: ARG002 - the protocol's signature

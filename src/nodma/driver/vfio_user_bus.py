@@ -34,7 +34,7 @@ class Addresses:
         self._low, self._high = _FIRST_32, _FIRST_64
 
     def take(self, size: int, *, is64: bool) -> int:
-        """Give the address of a BAR of ``size`` bytes."""
+        """Return the address of a BAR of ``size`` bytes."""
         at = -(-(self._high if is64 else self._low) // size) * size
         if is64:
             self._high = at + size
@@ -73,15 +73,15 @@ class VfioUserBus:
         return cls(Client.connect(path), **options)
 
     def peer(self, device: int, function: int) -> PciPeer | None:
-        """Give another function of the slot, if they were opened together."""
+        """Return another function of the slot, if they were opened together."""
         return self._slot_peers.peer(device, function)
 
     def partition(self, owner: PciPeer, bar: int, offset: int, length: int) -> PoolPartition | None:
-        """Give this function's part of a shared region, if functions were opened together."""
+        """Return this function's part of a shared region, if functions were opened together."""
         return self._slot_peers.partition(self, owner, bar, offset, length)
 
     def enable(self) -> None:
-        """Give the BARs addresses, as firmware would, and turn memory decoding on. Once is enough."""
+        """Assign addresses to the BARs, as firmware would, and turn memory decoding on. Once is enough."""
         if self._enabled:
             return
         for bar in ConfigSpace.parse(self.read_config(0, 256), self._sizes).bars:
@@ -103,7 +103,7 @@ class VfioUserBus:
         return self.client.region_read(Region.CONFIG, offset, count)
 
     def bar_sizes(self) -> Mapping[int, int]:
-        """Give the size of each BAR that exists."""
+        """Return the size of each BAR that exists."""
         return self._sizes
 
     def read_bar(self, bar: int, offset: int, count: int) -> bytes:

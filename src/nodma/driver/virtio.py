@@ -39,7 +39,7 @@ class VirtioPci:
     def __init__(self, bus: PciBus, profile: Profile | None = None) -> None:
         """Probe. Owns ``bus`` from here on. Without a ``profile``, the one preferred of those that the device presents.
 
-        Raises ProbeError if this is no virtio device with the profile's region, or one whose capabilities
+        Raises ProbeError if this is not a virtio device with the profile's region, or one whose capabilities
         claim what is not so: they are checked before anything is believed.
         """
         self.bus = bus
@@ -51,7 +51,9 @@ class VirtioPci:
             bus.enable()
             self.space = ConfigSpace.parse(bus.read_config(0, 256), bus.bar_sizes())
             if self.space.header.vendor_id != VIRTIO_VENDOR:
-                raise ProbeError(f"vendor {self.space.header.vendor_id:#06x} makes no virtio devices")
+                raise ProbeError(
+                    f"not a virtio device: vendor {self.space.header.vendor_id:#06x}, expected {VIRTIO_VENDOR:#06x}"
+                )
             self._common = self._require(CfgType.COMMON)
             self._notify = self._require(CfgType.NOTIFY)
             self.reset()
@@ -146,7 +148,9 @@ class VirtioPci:
         """Raise DeviceFailed if the device asks to be reset, or the pool that it shares is its owner's no more."""
         holder = self.place.holder
         if self.place.shared and self.bus.peer(*holder.place) is not holder:
-            raise DeviceFailed(f"function {holder.place[1]}, which owns the pool, was let go: requests wait for ever")
+            raise DeviceFailed(
+                f"function {holder.place[1]}, which owns the pool, was closed: requests in its pool will never complete"
+            )
         if self.status & Status.DEVICE_NEEDS_RESET:
             raise DeviceFailed("the device set DEVICE_NEEDS_RESET: its log says why; reset it to go on")
 
@@ -194,10 +198,10 @@ class VirtioPci:
         return self.accepted
 
     def reserve(self, length: int, align: int = _CACHE_LINE) -> int:
-        """Take ``length`` bytes of the region for good; gives their offset in the window (SW-D2)."""
+        """Take ``length`` bytes of the region for good; returns their offset in the window (SW-D2)."""
         at = -(-self._free // align) * align
         if at + length > self.end:
-            raise ProbeError(f"the region is too small for the queues: {self.end - self._free} bytes of it are left")
+            raise ProbeError(f"the region is too small for the queues: {self.end - self._free} bytes are left")
         self._free = at + length
         return at
 
@@ -239,7 +243,7 @@ class VirtioPci:
         return ring
 
     def set_config_vector(self, vector: int) -> None:
-        """Have configuration changes, DEVICE_NEEDS_RESET among them, signal an MSI-X vector."""
+        """Let configuration changes, DEVICE_NEEDS_RESET among them, signal an MSI-X vector."""
         self._set(CommonCfg.config_msix_vector, vector)
 
     def start(self) -> None:
@@ -249,7 +253,7 @@ class VirtioPci:
         self.check()
 
     def notifier(self, index: int) -> tuple[int, int, bytes]:
-        """Give BAR, offset and data of the register write that notifies queue ``index`` (4.1.4.4)."""
+        """Return BAR, offset and data of the register write that notifies queue ``index`` (4.1.4.4)."""
         self._set(CommonCfg.queue_select, index)
         offset = self._notify.offset_in_bar + self._get(CommonCfg.queue_notify_off) * self._notify.notify_off_multiplier
         return self._notify.bar, offset, index.to_bytes(2, "little")
@@ -260,9 +264,9 @@ class VirtioPci:
         return self._free, self.end - self._free
 
     def close(self) -> None:
-        """Reset the device if it is still there, and let it go."""
+        """Reset the device if it is still there, and close it."""
         if self._window is not None:
-            with contextlib.suppress(NodmaError):  # gone, or beyond reset: it is let go all the same
+            with contextlib.suppress(NodmaError):  # gone, or beyond reset: it is closed all the same
                 self.reset()
             if self._own_window:
                 self._window.close()

@@ -48,7 +48,7 @@ class Finding:
 
 
 def audit(space: ConfigSpace, features: int | None = None, shm_id: int | None = None) -> list[Finding]:
-    """Give all that is wrong with a virtio function.
+    """Return all that is wrong with a virtio function.
 
     ``features`` are those it offers, ``shm_id`` is what its register dmb_shm_id says, as far as they are known.
     """
@@ -231,7 +231,7 @@ def _region(space: ConfigSpace, cap: VirtioCapability, clauses: Clauses) -> Iter
         return
     name = _name(cap)
     if bar.kind != "memory":
-        yield Finding(clauses.inside, "error", f"{name} names BAR {cap.bar}, which is no memory")
+        yield Finding(clauses.inside, "error", f"{name} names BAR {cap.bar}, which is not a memory BAR")
     elif not (bar.is64 and bar.prefetchable) and not space.virtual_function:  # a VF's registers do not tell
         yield Finding(
             clauses.memory,
@@ -239,7 +239,7 @@ def _region(space: ConfigSpace, cap: VirtioCapability, clauses: Clauses) -> Iter
             f"{name}: BAR {cap.bar} is not 64-bit prefetchable, so its memory may be mapped uncached",
         )
     if cap.offset_in_bar % PAGE:
-        yield Finding(clauses.inside, "error", f"{name} begins at {cap.offset_in_bar:#x}, which is no page's beginning")
+        yield Finding(clauses.inside, "error", f"{name} begins at {cap.offset_in_bar:#x}, which is not page-aligned")
     if 0 < cap.length < MIN_POOL:
         yield Finding(clauses.inside, "error", f"{name} has {cap.length} bytes, fewer than {MIN_POOL}")
     for claim in _claims(space):
@@ -276,7 +276,7 @@ def _features(features: int | None) -> Iterator[Finding]:
     if features is None:
         return
     if not features & Feature.VERSION_1.mask:
-        yield Finding("6.1", "error", "VIRTIO_F_VERSION_1 (bit 32) is not offered: drivers of today refuse the device")
+        yield Finding("6.1", "error", "VIRTIO_F_VERSION_1 (bit 32) is not offered: current drivers refuse the device")
     if not features & Feature.ACCESS_PLATFORM.mask:
         yield Finding(
             "SW-P1",

@@ -108,7 +108,7 @@ class VirtioCapability(CapabilityView):
 
     @property
     def end(self) -> int:
-        """The offset in the BAR of the first byte behind the structure."""
+        """The offset in the BAR of the first byte after the structure."""
         return self.offset_in_bar + self.length
 
 
@@ -178,7 +178,7 @@ class ConfigSpace:
 
     @property
     def device_type(self) -> int | None:
-        """The virtio device type (chapter 5); None if this is no virtio device.
+        """The virtio device type (chapter 5); None if this is not a virtio device.
 
         A transitional device has it as its subsystem id (4.1.2.1).
         """
@@ -189,7 +189,7 @@ class ConfigSpace:
         return self.header.subsystem_id
 
     def bar(self, index: int) -> Bar | None:
-        """Give a BAR, if it exists."""
+        """Return a BAR, if it exists."""
         return next((bar for bar in self.bars if bar.index == index), None)
 
     def may_have_bar(self, index: int) -> bool:
@@ -200,15 +200,15 @@ class ConfigSpace:
         return not self.sizes_known and not upper_half and index < BAR_COUNT
 
     def find(self, cap_id: int) -> CapabilityView | None:
-        """Give the first capability of a kind."""
+        """Return the first capability of a kind."""
         return next((cap for cap in self.capabilities if cap.cap_id == cap_id), None)
 
     def virtio_all(self, cfg_type: int) -> list[VirtioCapability]:
-        """Give every virtio structure of a type, in the order of the list, which is that of preference."""
+        """Return every virtio structure of a type, in the order of the list, which is that of preference."""
         return [cap for cap in self.capabilities if isinstance(cap, VirtioCapability) and cap.cfg_type == cfg_type]
 
     def virtio(self, cfg_type: int) -> VirtioCapability | None:
-        """Give the first virtio structure of a type whose BAR number is none of the reserved ones (4.1.4)."""
+        """Return the first virtio structure of a type whose BAR number is not reserved (4.1.4)."""
         return next((cap for cap in self.virtio_all(cfg_type) if cap.bar < BAR_COUNT), None)
 
 
@@ -234,7 +234,7 @@ def _bars(header: Type0Header, sizes: Mapping[int, int]) -> Iterator[Bar]:
 
 
 def _walk(whole: bytes, header: Type0Header, broken: list[str]) -> Iterator[int]:
-    """Follow the capability list, as far as it can be followed; gives where each capability is."""
+    """Follow the capability list, as far as it can be followed; returns where each capability is."""
     has_list = header.header_type & HEADER_TYPE_MASK in _BAR_COUNTS and header.status & PciStatus.CAP_LIST
     if not has_list:
         return

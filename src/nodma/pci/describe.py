@@ -134,12 +134,12 @@ _PM_STATUS: Final = (
 
 
 def flags(value: int, names: Iterable[tuple[str, IntFlag]]) -> str:
-    """Write flags as lspci does: each with + or - behind its name."""
+    """Write flags as lspci does: each with + or - after its name."""
     return " ".join(f"{name}{'+' if value & flag else '-'}" for name, flag in names)
 
 
 def summary(cap: CapabilityView) -> str:
-    """Say in a line what a capability is."""
+    """Return in a line what a capability is."""
     if isinstance(cap.structure, VirtioPciCap | VirtioPciVendorCap):
         kind = cap.structure.cfg_type
         return f"VirtIO: {CFG_TYPE_NAMES.get(kind, f'<unknown type {kind}>')}"
@@ -149,7 +149,7 @@ def summary(cap: CapabilityView) -> str:
 
 
 def details(cap: CapabilityView) -> list[str]:
-    """Say what is in a capability, a line for each part."""
+    """Return what is in a capability, a line for each part."""
     if isinstance(cap, VirtioCapability):
         lines = list(_virtio(cap))
     else:
@@ -160,7 +160,7 @@ def details(cap: CapabilityView) -> list[str]:
 
 
 def extended_summary(cap: CapabilityView) -> str:
-    """Say in a line what an extended capability is."""
+    """Return in a line what an extended capability is."""
     name = EXTENDED_NAMES.get(cap.cap_id, f"Extended Capability ID {cap.cap_id:#06x}")
     version = f" v{cap.structure.version}" if isinstance(cap.structure, pci.ExtendedCapability) else ""
     if isinstance(cap.structure, pci.SerialNumberCapability):

@@ -14,7 +14,7 @@ from nodma.spec.pci import CAPABILITY_POINTER_MASK, EXTENDED_CONFIG_SIZE, FIRST_
 from nodma.spec.virtio_pci import CfgType, VirtioPciCap, VirtioPciCfgCap
 
 Read = Callable[[int, int], bytes]
-"""Reads so many bytes at an offset; gives fewer where there are, or may be read, no more."""
+"""Reads so many bytes at an offset; returns fewer where there are, or may be read, no more."""
 
 _HEAD_BYTES: Final = VirtioPciCap.cfg_type.end
 _HOLE: Final = VirtioPciCfgCap.pci_cfg_data
@@ -35,7 +35,7 @@ def read_config(read: Read, size: int = EXTENDED_CONFIG_SIZE) -> bytes:
 
 
 def _holes(read: Read, header: bytes) -> set[int]:
-    """Give the offsets of every pci_cfg_data, from no more than the first bytes of each capability."""
+    """Return the offsets of every pci_cfg_data, from no more than the first bytes of each capability."""
     holes: set[int] = set()
     space = ConfigSpace.parse(header)
     if not (space.is_virtio and space.header.status & PciStatus.CAP_LIST):

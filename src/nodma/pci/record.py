@@ -17,7 +17,7 @@ FORMAT: Final = 2
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Give all that is known; keys of what is not known are null."""
+    """Return all that is known; keys of what is not known are null."""
     space = report.space
     return {
         "slot": report.slot,

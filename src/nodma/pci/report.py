@@ -71,7 +71,7 @@ def feature_names(features: int, device_type: int | None) -> Iterator[str]:
 
 
 def device_name(space: ConfigSpace) -> str:
-    """Say what kind of device this is."""
+    """Return what kind of device this is."""
     kind = space.device_type
     if kind is None:
         return "Device"

@@ -19,21 +19,21 @@ _MAX_RESOURCE_BYTES: Final = 4096
 
 
 def full_address(text: str) -> str | None:
-    """Give ``05:00.0`` or ``0000:05:00.0`` with its domain; None if this is no PCI address."""
+    """Return ``05:00.0`` or ``0000:05:00.0`` with its domain; None if this is not a PCI address."""
     match = _ADDRESS.fullmatch(text)
     return f"{match[1] or '0000'}:{match[2]}".lower() if match else None
 
 
 def slot_address(text: str) -> str | None:
-    """Give ``00:05`` or ``0000:00:05``, a slot, with its domain; None if this is no slot's address."""
+    """Return ``00:05`` or ``0000:00:05``, a slot, with its domain; None if this is not the address of a slot."""
     address = full_address(f"{text}.0")
     return address.removesuffix(".0") if address else None
 
 
 def device_and_function(address: str) -> tuple[int, int]:
-    """Give device and function number of a full PCI address. Raises UsageError if this is none."""
+    """Return device and function number of a full PCI address. Raises UsageError if it is not one."""
     if full_address(address) != address:
-        raise UsageError(f"{address!r} is no PCI address with its domain, as 0000:05:00.0 is")
+        raise UsageError(f"{address!r} is not a full PCI address: expected its domain too, as in 0000:05:00.0")
     device, _, function = address.rpartition(":")[2].partition(".")
     return int(device, 16), int(function)
 
@@ -42,17 +42,15 @@ def read_function(address: str, root: Path = ROOT) -> Report:
     """Read the function at a PCI address. Raises UsageError if there is none, or it may not be read."""
     slot = full_address(address)
     if slot is None:
-        raise UsageError(f"{address!r} is no PCI address: write 05:00.0 or 0000:05:00.0")
+        raise UsageError(f"{address!r} is not a PCI address: write 05:00.0 or 0000:05:00.0")
     place = root / slot
     if not place.is_dir():
-        raise Unavailable(
-            f"there is no PCI function {slot} on this machine ({place}); `lspci -D` lists those there are"
-        )
+        raise Unavailable(f"no PCI function {slot} on this machine ({place}); `lspci -D` lists those there are")
     raw = _read_config(place / "config", slot)
     space = ConfigSpace.parse(raw, bar_sizes(place / "resource"), _ids(place))
     problems = []
     if space.truncated and len(raw) <= FIRST_CAPABILITY:
-        problems.append(f"only the first {len(raw)} bytes of {slot} may be read: capabilities are for root to see")
+        problems.append(f"only the first {len(raw)} bytes of {slot} may be read: only root may read the capabilities")
     return Report(slot, space, problems=tuple(problems))
 
 
@@ -78,7 +76,7 @@ def _read_config(path: Path, slot: str) -> bytes:
 
 
 def bar_sizes(path: Path) -> dict[int, int] | None:
-    """Give the sizes of the BARs that exist; None if not known.
+    """Return the sizes of the BARs that exist; None if not known.
 
     A line of the ``resource`` file at ``path`` has first and last address, and flags.
     """

@@ -21,6 +21,6 @@ SHM_ID_MASK: Final = 0xFF
 
 
 class DmbCommonCfg(CommonCfg):
-    """The common configuration with VIRTIO_F_DMB. Provisional: a register behind those of virtio 1.4 (4.1.4.3)."""
+    """The common configuration with VIRTIO_F_DMB. Provisional: a register after those of virtio 1.4 (4.1.4.3)."""
 
     dmb_shm_id = le16()

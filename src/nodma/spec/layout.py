@@ -38,7 +38,7 @@ class Field(Generic[V]):
 
     @property
     def end(self) -> int:
-        """The offset of the first byte behind the field."""
+        """The offset of the first byte after the field."""
         return self.offset + self.size
 
     @property
@@ -128,7 +128,7 @@ class Layout:
         return made
 
     def items(self) -> Iterator[tuple[str, int | bytes]]:
-        """Give each field's name and value, in the order of the wire."""
+        """Return each field's name and value, in the order of the wire."""
         for field in self.fields:
             yield field.name, getattr(self, field.name)
 

@@ -21,7 +21,7 @@ MAX_POOL: Final = 4 << 30
 PAGE: Final = 4096
 """A region begins on one: it is mapped."""
 _MAX_LE32_REGION: Final = MAX_POOL - PAGE
-"""The longest region that 32-bit lengths can tell of in whole pages: of a 4 GiB BAR, all but the last."""
+"""The longest region that 32-bit lengths can describe in whole pages: of a 4 GiB BAR, all but the last."""
 
 SELF: Final = 0xFF
 """In the sharing extension's device and function: the one that presents the capability."""
@@ -83,14 +83,14 @@ class Profile:
     """Features that a driver accepts with it where they are offered."""
     cfg_type: CfgType
     capability: type[VirtioPciCap]
-    """The form of the capability that tells of the region."""
+    """The form of the capability that describes the region."""
     shm_id: int | None
     """The region's id among the device's shared memory, which ``common`` names; None: it has none."""
     common: type[CommonCfg]
     address_range: Callable[[int | None, int], AddressRange | None]
     """What is an address, from where on the bus the region is (None: nowhere) and its length in bytes."""
     max_region: int
-    """Bytes of the longest region that ``capability`` can tell of."""
+    """Bytes of the longest region that ``capability`` can describe."""
     policies: tuple[Policy, ...]
     shareable: bool
     """Whether functions can share a region: whether a capability can name the function that has it."""
@@ -112,7 +112,7 @@ SWIOTLB: Final = Profile(
     shareable=True,
     clauses=Clauses(refuse="SW-V1", offer="SW-V2", region="SW-V3", inside="SW-D2", memory="SW-D3"),
 )
-"""Bus addresses inside the region that capability 10 tells of."""
+"""Bus addresses inside the region that capability 10 describes."""
 
 DMB: Final = Profile(
     name="dmb",

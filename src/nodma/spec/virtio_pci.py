@@ -21,7 +21,7 @@ NO_VECTOR: Final = 0xFFFF
 
 
 class CfgType(IntEnum):
-    """Which structure a virtio capability tells of (4.1.4)."""
+    """Which structure a virtio capability describes (4.1.4)."""
 
     COMMON = 1
     NOTIFY = 2

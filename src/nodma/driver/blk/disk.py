@@ -61,7 +61,7 @@ class BlockDisk(ZeroCopy):
     ``polling`` spins for completions, else the driver sleeps until an interrupt. A device that returns none of its
     requests for ``timeout`` seconds has failed. One thread at a time.
     Methods raise OSError (EIO, ENOTSUP, EROFS) for what the device refuses, and DeviceFailed or
-    Disconnected when there is no working device any more.
+    Disconnected once there is no working device.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class BlockDisk(ZeroCopy):
         polling: bool = False,
         timeout: float = REQUEST_SECONDS,
     ) -> None:
-        """Probe, negotiate, set up. Owns ``bus`` from here on. Raises ProbeError if it is no such disk."""
+        """Probe, negotiate, set up. Owns ``bus`` from here on. Raises ProbeError if it is not such a disk."""
         self.device = VirtioPci(bus)
         self.timeout = timeout
         try:
@@ -160,7 +160,7 @@ class BlockDisk(ZeroCopy):
             view[:] = whole[offset - begin : offset - begin + len(view)]
 
     def pwrite(self, data: ReadBuffer, offset: int) -> int:
-        """Write ``data`` at ``offset``; gives its length. What shares a sector with it is read and kept."""
+        """Write ``data`` at ``offset``; returns its length. What shares a sector with it is read and kept."""
         view = memoryview(data).cast("B")
         begin, end = self._sectors(offset, len(view))
         if begin != offset or end != offset + len(view):
@@ -176,7 +176,7 @@ class BlockDisk(ZeroCopy):
         return len(data)
 
     def flush(self) -> None:
-        """Have all that was written made durable."""
+        """Make all that was written durable."""
         if self.features & BlkFeature.FLUSH.mask:
             self._requests.finish([self._requests.submit(BlkType.FLUSH, 0, (), (), PendingRequest(()))])
 
@@ -185,7 +185,7 @@ class BlockDisk(ZeroCopy):
         self._range(BlkFeature.DISCARD, BlkType.DISCARD, offset, length, 0)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
-        """Have a range of whole sectors read as zeros, deallocated if the device can."""
+        """Make a range of whole sectors read as zeros, deallocated if the device can."""
         self._range(BlkFeature.WRITE_ZEROES, BlkType.WRITE_ZEROES, offset, length, RANGE_UNMAP if unmap else 0)
 
     # Requests in flight
@@ -236,7 +236,7 @@ class BlockDisk(ZeroCopy):
         return self._requests.in_flight
 
     def close(self) -> None:
-        """Reset the device and let it go. Requests in flight are lost."""
+        """Reset the device and close it. Requests in flight are lost."""
         self._requests.close()
         self.device.close()
 
@@ -268,7 +268,7 @@ class BlockDisk(ZeroCopy):
     def _sectors(self, offset: int, length: int) -> tuple[int, int]:
         """Round a range to whole sectors. Raises UsageError if it is not inside the disk."""
         if offset < 0 or offset + length > self.size:
-            raise UsageError(f"{length} bytes at {offset} do not lie on a disk of {self.size} bytes")
+            raise UsageError(f"{length} bytes at {offset} lie outside the disk of {self.size} bytes")
         return offset // SECTOR * SECTOR, -(-(offset + length) // SECTOR) * SECTOR
 
 

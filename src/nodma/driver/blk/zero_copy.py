@@ -55,7 +55,9 @@ class ZeroCopy:
         Raises PoolTooSmall if there is no room for them, and none will be without the caller's doing.
         """
         if (offset, offset + length) != self._sectors(offset, length) or not 0 < length <= self.max_request:
-            raise UsageError(f"{length} bytes at {offset}: whole sectors, at most {self.max_request} bytes at once")
+            raise UsageError(
+                f"{length} bytes at {offset}: expected whole sectors, at most {self.max_request} bytes at once"
+            )
         while (pending := self.submit_read_mapping(offset, length)) is None:
             self._requests.make_progress()
         self._requests.finish([pending])

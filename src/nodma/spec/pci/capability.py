@@ -8,7 +8,7 @@ from typing import Final
 from nodma.spec.layout import Layout, u8
 
 FIRST_CAPABILITY: Final = 0x40
-"""Capabilities lie behind the header, 4-byte aligned."""
+"""Capabilities lie after the header, 4-byte aligned."""
 CAPABILITY_POINTER_MASK: Final = ~0x3
 """The low bits of a pointer to a capability are reserved, and masked off."""
 

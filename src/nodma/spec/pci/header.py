@@ -22,7 +22,7 @@ NO_DEVICE: Final = 0xFFFF
 
 
 class Type0Header(Layout):
-    """The header of a function that is no bridge (3.0, 6.1)."""
+    """The header of a function that is not a bridge (3.0, 6.1)."""
 
     vendor_id = le16()
     device_id = le16()
