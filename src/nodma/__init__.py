@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from nodma.ring import Request
     from nodma.spec.layout import Layout, blob, le16, le32, le64, u8
 
-__version__ = "0.2.0"
+__version__: str
+"""That of the package and of its kernel module: both read the file guest/linux/VERSION."""
 
 __all__ = ["Device", "Layout", "Queue", "Request", "blob", "le16", "le32", "le64", "main", "u8"]
 
@@ -28,6 +29,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a name from its home when it is asked for, so that ``import nodma`` costs nothing."""
+    if name == "__version__":
+        from pathlib import Path
+
+        return (Path(__file__).parent / "guest" / "linux" / "VERSION").read_text().strip()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

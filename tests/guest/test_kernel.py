@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nodma import __version__
 from nodma.errors import UsageError
-from nodma.guest.kernel import MODULE_SOURCE, Kernel
+from nodma.guest.kernel import Kernel
 
 
 @pytest.fixture
@@ -54,8 +53,3 @@ def test_a_users_kernel_needs_a_module_that_was_built_for_it(kernel: Kernel, tmp
         kernel.build_module(tmp_path)
     with pytest.raises(UsageError, match="is not there"):
         Kernel.named(tmp_path / "absent")
-
-
-def test_the_module_has_the_version_of_the_package() -> None:
-    assert f'MODULE_VERSION("{__version__}")' in (MODULE_SOURCE / "main.c").read_text()
-    assert f'PACKAGE_VERSION="{__version__}"' in (MODULE_SOURCE / "dkms.conf").read_text()

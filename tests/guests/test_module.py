@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nodma import __version__
 from nodma.guest import Kernel, Kit
 from nodma.guest.chroot import run_inside
 from nodma.guest.kernel import MODULE_SOURCE
@@ -21,6 +22,7 @@ def test_make_builds_it_without_warnings(kit: Kit, kernel: Kernel, tmp_path: Pat
     assert "warning" not in said
     info = module.read_bytes()
     assert b"license=GPL" in info
+    assert f"\0version={__version__}\0".encode() in info
     assert f"vermagic={kernel.release} ".encode() in info
 
 
@@ -32,8 +34,8 @@ def test_dkms_builds_it(kit: Kit, kernel: Kernel, tmp_path: Path) -> None:
     assert kernel.root
     run_inside(
         kernel.root,
-        ["dkms", "build", "nodma/0.2.0", "-k", kernel.release],
+        ["dkms", "build", f"nodma/{__version__}", "-k", kernel.release],
         "dkms",
-        binds={source: "/usr/src/nodma-0.2.0", state: "/var/lib/dkms"},
+        binds={source: f"/usr/src/nodma-{__version__}", state: "/var/lib/dkms"},
     )
     assert [path.name for path in state.rglob("nodma.ko*")]

@@ -18,7 +18,7 @@ from nodma.guest.chroot import run_inside
 from nodma.guest.command import last_lines
 
 MODULE_SOURCE: Final = Path(__file__).parent / "linux"
-_SOURCES: Final = ("*.c", "*.h", "Kbuild", "Makefile")
+_SOURCES: Final = ("*.c", "*.h", "Kbuild", "Makefile", "VERSION")
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 
 

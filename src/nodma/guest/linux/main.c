@@ -307,5 +307,5 @@ module_exit(nodma_exit);
 MODULE_DESCRIPTION("Restricted DMA for virtio-pci: bounces all of a device's DMA through a region in its own BAR");
 MODULE_AUTHOR("The nodma authors");
 MODULE_LICENSE("GPL");
-MODULE_VERSION("0.2.0");
+MODULE_VERSION(NODMA_VERSION);
 MODULE_SOFTDEP("pre: virtio_pci");
