@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit e2e guests guests-debug guests-debug-some bench chart clean
+.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-debug guests-debug-some bench chart clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 demo: setup ## Show a disk that cannot touch guest memory at work
 	@$(BIN)/nodma demo
 
-test: setup lint unit e2e guests guests-debug-some ## Lint, types, contracts, tests, the demo with a small image, real guests
+test: setup lint unit sanitize e2e guests guests-debug-some ## Lint, types, contracts, tests, the demo with a small image, real guests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,6 +34,12 @@ lint: setup
 unit: setup
 	$(BIN)/pytest --ignore=tests/guests
 	NODMA_PURE=1 $(BIN)/pytest -q tests/device tests/pci_function tests/vfio_user tests/driver
+
+sanitize: setup ## Run the unit tests of what is compiled with AddressSanitizer and UndefinedBehaviorSanitizer
+	tools/sanitize.sh $(BIN)
+
+coverage: setup ## Hold the branch coverage of the device's side, package by package
+	tools/coverage.sh $(BIN) 97
 
 e2e: setup
 	$(BIN)/nodma demo --files 300 --requests 20000

@@ -3,6 +3,8 @@
 The compiled modules are optional: with no compiler, or no Cython, the same files run interpreted.
 """
 
+import os
+
 from setuptools import Extension, setup
 
 COMPILED = (
@@ -21,7 +23,8 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [Extension(name, [f"src/{name.replace('.', '/')}.py"], extra_compile_args=["-O2"]) for name in COMPILED]
+    level = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O2"]
+    modules = [Extension(name, [f"src/{name.replace('.', '/')}.py"], extra_compile_args=level) for name in COMPILED]
     directives = {
         "language_level": "3",
         "boundscheck": False,  # every index is checked by hand, in the file itself
