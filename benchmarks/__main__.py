@@ -100,7 +100,7 @@ def measure(console: Console, plan: Plan, parts: dict[str, Part]) -> dict[str, O
     hidden = not console.is_terminal
     with Progress(console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("fetching the guest kit", total=None)
-        set_up(progress=lambda what, _: progress.update(task, description=what))
+        set_up(extras=["peers"], progress=lambda what, _: progress.update(task, description=what))
         progress.update(task, total=sum(part.steps(plan) for part in parts.values()), completed=0)
 
         def tick(what: str) -> None:

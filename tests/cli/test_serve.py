@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from nodma import __version__
 from nodma.driver import open_disk
 from nodma.procfs import ProcessView
 from nodma.spec.vfio_user import Irq, IrqSetFlag, Region
@@ -258,6 +259,10 @@ def test_verbose_says_what_happens(tmp_path: Path, image: Path) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments, words in ((["--help"], "inspect"), (["serve", "blk", "--help"], "--policy"), (["--version"], "0.2")):
+    for arguments, words in (
+        (["--help"], "inspect"),
+        (["serve", "blk", "--help"], "--policy"),
+        (["--version"], __version__),
+    ):
         done = subprocess.run([*NODMA, *arguments], capture_output=True, text=True, check=True, timeout=30)
         assert words in done.stdout

@@ -13,17 +13,17 @@ import pytest
 
 from nodma.errors import GuestError, UsageError
 from nodma.guest import debian, kit
-from nodma.guest.cache import cache_directory, locked
 from nodma.guest.command import run
-from nodma.guest.debian import CloudKernel, unpack
+from nodma.guest.debian import DebianKernel, unpack
 from nodma.guest.job import Job
 from nodma.guest.kit import Kit, clean, set_up
+from nodma.guest.kit_directory import kit_directory, locked
 from nodma.guest.qemu import Qemu
 from nodma.guest.tools import Tools
 
 KERNELS = [
-    CloudKernel("bookworm", "6.1.0-50-cloud-amd64", "6.1.176-1"),
-    CloudKernel("trixie", "6.12.117+deb13-cloud-amd64", "6.12.117-1"),
+    DebianKernel("bookworm", "6.1.0-50-cloud-amd64", "6.1.176-1"),
+    DebianKernel("trixie", "6.12.117+deb13-cloud-amd64", "6.12.117-1"),
 ]
 
 
@@ -36,11 +36,11 @@ def finish(directory: Path) -> None:
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("NODMA_CACHE", raising=False)
-    assert cache_directory() == tmp_path / "xdg" / "nodma"
-    monkeypatch.setenv("NODMA_CACHE", str(tmp_path / "named"))
-    assert cache_directory() == tmp_path / "named"
-    assert cache_directory(tmp_path / "given") == tmp_path / "given"
+    monkeypatch.delenv("NODMA_KIT", raising=False)
+    assert kit_directory() == tmp_path / "xdg" / "nodma"
+    monkeypatch.setenv("NODMA_KIT", str(tmp_path / "named"))
+    assert kit_directory() == tmp_path / "named"
+    assert kit_directory(tmp_path / "given") == tmp_path / "given"
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from nodma.guest.cache import locked\n"
+            "import sys; from pathlib import Path; from nodma.guest.kit_directory import locked\n"
             "with locked(Path(sys.argv[1]), 'setup'): print('held', flush=True); sys.stdin.readline()",
             tmp_path,
         ],
@@ -76,7 +76,7 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UsageError, match=r"cannot be written.*--cache or \$NODMA_CACHE"),
+        pytest.raises(UsageError, match=r"cannot be written.*--kit or \$NODMA_KIT"),
         locked(tmp_path / "file", "x"),
     ):
         pass
@@ -118,6 +118,41 @@ def test_two_setups_at_once_fetch_once(monkeypatch: pytest.MonkeyPatch, tmp_path
         thread.join(timeout=20)
     assert fetched == [tmp_path]
     assert len(kits) == 2
+
+
+class Mirror:
+    """In place of apt: gives what it is asked for, and remembers it."""
+
+    asked: list[str]
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def update(self) -> None:
+        pass
+
+    def kernels(self, flavour: str, suites: tuple[str, ...] = debian.SUITES) -> list[DebianKernel]:
+        return [DebianKernel(suite, f"6.12.117-{flavour}", "6.12.117-1") for suite in suites]
+
+    def download(self, packages: list[str], _: object) -> list[Path]:
+        type(self).asked = packages
+        return []
+
+
+def test_extras_are_fetched_by_name_and_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    finish(tmp_path)
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(kit, "Apt", Mirror)
+    opened = set_up(tmp_path, mirror="m")
+    assert not opened.has("generic")
+    with pytest.raises(UsageError, match="nodma guest setup --with generic"):
+        opened.kernel("generic")
+    opened = set_up(tmp_path, mirror="m", extras=["generic"])
+    assert Mirror.asked == ["linux-image-6.12.117-amd64", "linux-headers-6.12.117-amd64"]
+    assert opened.has("generic")
+    assert not opened.has("peers")
+    monkeypatch.setattr(kit, "Apt", None)
+    assert set_up(tmp_path, mirror="m", extras=["generic"]) == opened
 
 
 def test_without_a_mirror_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -233,7 +268,7 @@ def test_an_accelerator_is_tried(
 def test_a_failed_command_shows_its_last_lines_and_its_log(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match=r"(?s)trying failed with 3; all of it is in .*log:\n    two$"):
         run(["sh", "-c", "echo two >&2; exit 3"], "trying", log=tmp_path / "log")
-    with pytest.raises(GuestError, match="needs the program nodma-absent, which is not on PATH"):
+    with pytest.raises(GuestError, match="needs the program nodma-absent, which is not installed"):
         run(["nodma-absent"], "trying")
 
 

@@ -51,7 +51,7 @@ def test_run_with_a_users_own_qemu_and_kernel(lab: Any, kit: Kit, tmp_path: Path
     script.write_text("test -b /dev/vda\n")
     shutil.copy(kit.root / "usr/bin/busybox", tmp_path)
     done = nodma(
-        "run", "--cache", tmp_path / "none", "--qemu", program, "--kernel", kernel.image, "--modules", kernel.modules,
+        "run", "--kit", tmp_path / "none", "--qemu", program, "--kernel", kernel.image, "--modules", kernel.modules,
         "--module-file", kernel.build_module(kit.directory), "--disk", lab.image(), "--script", script,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin:/usr/sbin:/sbin"},
     )  # fmt: skip

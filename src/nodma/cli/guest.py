@@ -19,8 +19,8 @@ from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools, debug_ker
 from nodma.guest.accelerator import ACCELERATORS, choose
 from nodma.guest.doctor import examine
 from nodma.guest.job import PROGRAMS
+from nodma.guest.kit import EXTRAS, GENERIC, set_up, short_name
 from nodma.guest.kit import clean as clean_kit
-from nodma.guest.kit import set_up, short_name
 from nodma.guest.machine import run_shell
 from nodma.guest.prove import prove as make_proof
 from nodma.hosting.process import DeviceProcess
@@ -28,8 +28,12 @@ from nodma.hosting.process import DeviceProcess
 _NOT_RUN = 125
 """The exit code of `run --script` when no status came from the script."""
 
-_cache = click.option(
-    "--cache", type=click.Path(path_type=Path), metavar="DIR", help="Where the kit is; $NODMA_CACHE, or ~/.cache/nodma."
+_kit = click.option(
+    "--kit",
+    "place",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the kit is; $NODMA_KIT, or ~/.cache/nodma.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -40,17 +44,29 @@ def guest() -> None:
 
 
 @guest.command()
-@_cache
+@_kit
 @_json
 @click.option("--mirror", metavar="URL", help="A Debian mirror; this machine's own unless given.")
-@click.option("--own-qemu", is_flag=True, help="Fetch QEMU although the one on PATH would do.")
+@click.option("--fetch-qemu", is_flag=True, help="Fetch QEMU although the one on PATH would do.")
+@click.option(
+    "--with", "extras", type=click.Choice(list(EXTRAS)), multiple=True, help="Fetch this too; may be given again."
+)
 @click.option(
     "--debug-kernel", "with_debug_kernel", is_flag=True, help="Build the debug kernel too: 15 minutes, 3 GB meanwhile."
 )
-def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bool, with_debug_kernel: bool) -> None:
+def setup(
+    *,
+    place: Path | None,
+    as_json: bool,
+    mirror: str | None,
+    fetch_qemu: bool,
+    extras: tuple[str, ...],
+    with_debug_kernel: bool,
+) -> None:
     """Fetch QEMU, three Debian kernels with headers, and what runs in guests.
 
-    Nothing is installed: packages are verified by apt, and unpacked into the cache. What is there is not fetched again.
+    Nothing is installed: packages are verified by apt, and unpacked into the kit's directory. What is there is not
+    fetched again.
     """
     console = make_console()
     with make_bar(console, hidden=as_json) as bar:
@@ -64,10 +80,12 @@ def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bo
                 click.echo(what)
             last = what
 
-        kit = set_up(cache, mirror=mirror, own_qemu=own_qemu, progress=progress)
+        kit = set_up(place, mirror=mirror, fetch_qemu=fetch_qemu, extras=extras, progress=progress)
         for record in kit.kernels:
             progress(f"building the module for {short_name(record)}", 1.0)
             kit.kernel(record.release).build_module(kit.directory)
+        if GENERIC in extras:
+            kit.kernel(GENERIC).build_module(kit.directory)
         if with_debug_kernel:
             kernel = debug_kernel.build(kit.directory, mirror=mirror, progress=progress)
             progress("building the module for the debug kernel", 1.0)
@@ -76,34 +94,34 @@ def setup(*, cache: Path | None, as_json: bool, mirror: str | None, own_qemu: bo
 
 
 @guest.command(name="list")
-@_cache
+@_kit
 @_json
-def list_(*, cache: Path | None, as_json: bool) -> None:
+def list_(*, place: Path | None, as_json: bool) -> None:
     """Show the kernels and programs of the kit."""
-    show_kit(Kit.open(cache), as_json)
+    show_kit(Kit.open(place), as_json)
 
 
 @guest.command()
-@_cache
+@_kit
 @_json
-def doctor(*, cache: Path | None, as_json: bool) -> None:
+def doctor(*, place: Path | None, as_json: bool) -> None:
     """Say what is there to run guests with, what is not, and why. Each answer was tried.
 
     Exits 0 if guests can be run, 1 if not.
     """
-    if not show_findings(make_console(), examine(cache), as_json):
+    if not show_findings(make_console(), examine(place), as_json):
         sys.exit(1)
 
 
 @guest.command()
-@_cache
-def clean(*, cache: Path | None) -> None:
+@_kit
+def clean(*, place: Path | None) -> None:
     """Remove the kit, and what was built with it."""
-    click.echo(f"removed the kit in {clean_kit(cache)}")
+    click.echo(f"removed the kit in {clean_kit(place)}")
 
 
 @guest.command()
-@_cache
+@_kit
 @_json
 @click.option(
     "--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME|FILE", help="Of the kit, or a vmlinuz."
@@ -213,7 +231,7 @@ def _run(
 
 def _choose(
     *,
-    cache: Path | None,
+    place: Path | None,
     kernel_name: str,
     modules: Path | None,
     module_file: Path | None,
@@ -227,28 +245,28 @@ def _choose(
         if qemu is None:
             qemu = Qemu.on_path()
         if qemu is None:
-            return Kit.open(cache).tools, kernel
-        return Tools.of_this_machine(qemu, cache), kernel
+            return Kit.open(place).tools, kernel
+        return Tools.of_this_machine(qemu, place), kernel
     if modules or module_file:
         raise UsageError("--modules and --module-file are for a kernel that is named as a file")
-    kit = Kit.open(cache)
+    kit = Kit.open(place)
     tools = dataclasses.replace(kit.tools, qemu=qemu.with_firmware(kit.root)) if qemu else kit.tools
     return tools, kit.kernel(kernel_name)
 
 
 @guest.command()
-@_cache
+@_kit
 @_json
 @click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="Of the kit.")
 @click.option(
     "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the guest's logs and its disk there."
 )
-def prove(*, cache: Path | None, as_json: bool, kernel_name: str, keep: Path | None) -> None:
+def prove(*, place: Path | None, as_json: bool, kernel_name: str, keep: Path | None) -> None:
     """Show, from outside, that a device process never had any of its guest's memory.
 
     The guest's memory is shared, the worst case: QEMU hands it out. Exits 0 only if all holds that is shown.
     """
-    kit = Kit.open(cache)
+    kit = Kit.open(place)
     kernel = kit.kernel(kernel_name)
     console = make_console()
     with ExitStack() as stack:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from nodma.errors import Unavailable
+from nodma.programs import require
 
 BLOCK: Final = 4096
-_SBIN: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
-
-
-def _tool(name: str) -> str:
-    """Find a program of e2fsprogs, also where only root's PATH looks."""
-    found = shutil.which(name) or shutil.which(name, path=":".join(_SBIN))
-    if not found:
-        raise Unavailable(f"{name} is missing: install e2fsprogs (Debian, Ubuntu: apt-get install e2fsprogs)")
-    return found
+_PACKAGE: Final = "e2fsprogs"
 
 
 def _run(arguments: list[str], *, good: Iterable[int] = (0,)) -> str:
@@ -36,19 +28,19 @@ def make_image(image: Path, tree: Path, size: int) -> None:
     with image.open("wb") as file:
         file.truncate(size)
     options = ["-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-E", "lazy_itable_init=0,lazy_journal_init=0"]
-    _run([_tool("mke2fs"), *options, "-d", str(tree), str(image)])
+    _run([require("mke2fs", _PACKAGE), *options, "-d", str(tree), str(image)])
 
 
 def check_image(image: Path) -> str:
     """Check the whole file system, changing nothing; gives e2fsck's summary. Raises UsageError if it is broken."""
-    return _run([_tool("e2fsck"), "-f", "-n", str(image)]).strip().splitlines()[-1]
+    return _run([require("e2fsck", _PACKAGE), "-f", "-n", str(image)]).strip().splitlines()[-1]
 
 
 def blocks_of(image: Path, paths: list[str], work: Path) -> dict[str, list[int]]:
     """Tell which blocks of the image the files at ``paths`` have, in the order of their contents."""
     commands = work / "blocks.debugfs"
     commands.write_text("".join(f'blocks "/{path}"\n' for path in paths))
-    output = _run([_tool("debugfs"), "-f", str(commands), str(image)])
+    output = _run([require("debugfs", _PACKAGE), "-f", str(commands), str(image)])
     answers = re.split(r"^debugfs: blocks .*$", output, flags=re.MULTILINE)[1:]
     return {path: [int(number) for number in answer.split()] for path, answer in zip(paths, answers, strict=True)}
 
@@ -56,4 +48,4 @@ def blocks_of(image: Path, paths: list[str], work: Path) -> dict[str, list[int]]
 def extract(image: Path, into: Path) -> None:
     """Copy all files of the image below ``into``."""
     into.mkdir()
-    _run([_tool("debugfs"), "-R", f'rdump / "{into}"', str(image)])
+    _run([require("debugfs", _PACKAGE), "-R", f'rdump / "{into}"', str(image)])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from nodma.errors import GuestError
 from nodma.guest.command import run, run_long
 
 # In a mount namespace of its own, so that nothing stays mounted. $1 is the root; then pairs of a file or directory and
@@ -27,12 +28,21 @@ exec chroot "$root" /usr/bin/env -i PATH=/usr/bin:/usr/sbin "$@"
 """
 
 
+def problem() -> str | None:
+    """Return why nothing can be run inside another Debian here; None if it was tried and works."""
+    try:
+        run_inside(Path("/"), ["true"], "running a program in namespaces of its own", binds={})
+    except GuestError as error:
+        return str(error)
+    return None
+
+
 def run_inside(
     root: Path, command: Sequence[str], what: str, *, binds: Mapping[Path, str], log: Path | None = None
 ) -> str:
     """Run ``command`` with ``root`` as its root; ``binds`` are directories, and their places in there.
 
-    Needs root, or user namespaces that an ordinary user may make. Gives what it printed, errors included. Raises
+    Needs root, or user namespaces that an ordinary user may make. Returns what it printed, errors included. Raises
     GuestError, with the last lines, if it fails; ``what`` names it.
     """
     return run(_inside(root, command, binds), what, log=log)

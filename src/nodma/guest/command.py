@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Final
 
 from nodma.errors import GuestError
+from nodma.programs import search_path
 
 _LAST_LINES: Final = 15
 
 
 def last_lines(text: str, count: int = _LAST_LINES) -> str:
-    """Give the last lines of a log, indented, to show in an error."""
+    """Return the last lines of a log, indented, to show in an error."""
     return "\n".join(f"    {line.rstrip()}" for line in text.strip().splitlines()[-count:])
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of programs that we start: this one, with /usr/sbin and its like on PATH."""
+    return {**os.environ, "PATH": search_path()}
 
 
 def run(
@@ -28,16 +34,23 @@ def run(
     seconds: float = 600,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a command; give what it printed, errors included. ``what`` names it to the user.
+    """Run a command; return what it printed, errors included. ``what`` names it to the user.
 
-    With ``log``, all that it printed is kept there. Raises GuestError with its last lines if it fails.
+    It finds programs where root would, whoever runs it. With ``log``, all that it printed is kept there. Raises
+    GuestError with its last lines if it fails.
     """
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, env=env, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+            env=env or environment(),
+            check=False,
         )
     except FileNotFoundError as error:
-        raise GuestError(f"{what} needs the program {command[0]}, which is not on PATH") from error
+        raise GuestError(f"{what} needs the program {command[0]}, which is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise GuestError(f"{what} took longer than {seconds:.0f} s: {command[0]}") from error
     said = done.stdout.decode(errors="replace")
@@ -65,9 +78,10 @@ def run_long(
             text=True,
             errors="replace",
             start_new_session=True,
+            env=environment(),
         )
     except FileNotFoundError as error:
-        raise GuestError(f"{what} needs the program {command[0]}, which is not on PATH") from error
+        raise GuestError(f"{what} needs the program {command[0]}, which is not installed") from error
     expired = threading.Event()
 
     def end() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from nodma.errors import GuestError, Unavailable
-from nodma.guest.command import last_lines, run
+from nodma.guest.command import environment, last_lines, run
 
 SUITES: Final = ("bookworm", "trixie", "trixie-backports")
 """Where packages come from. Of each, the newest cloud kernel is taken: 6.1, 6.12, and one that is newer."""
@@ -36,8 +36,8 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class CloudKernel:
-    """A distribution kernel as packages: ``release`` is what ``uname -r`` says, as in 6.12.117+deb13-cloud-amd64."""
+class DebianKernel:
+    """A kernel of Debian's as packages: ``release`` is what ``uname -r`` says, as in 6.12.117+deb13-cloud-amd64."""
 
     suite: str
     release: str
@@ -66,13 +66,22 @@ def host_mirror() -> str | None:
     return None
 
 
+def tools_problem() -> str | None:
+    """Return why packages cannot be fetched and unpacked here; None if the programs for it run."""
+    for program in ("apt-get", "dpkg-deb", "tar"):
+        try:
+            run([program, "--version"], "fetching and unpacking Debian packages", seconds=30)
+        except GuestError as error:
+            return str(error)
+    return None
+
+
 class Apt:
     """apt-get with its state in ``directory``. Raises UsageError if this machine has no apt, or no keyring."""
 
     def __init__(self, directory: Path, mirror: str) -> None:
-        for need, package in ((shutil.which("apt-get"), "apt"), (shutil.which("dpkg-deb"), "dpkg")):
-            if need is None:
-                raise Unavailable(f"fetching packages needs {package}; name your own --qemu and --kernel instead")
+        if missing := tools_problem():
+            raise Unavailable(f"{missing}; without them, name your own --qemu and --kernel")
         if not _KEYRING.exists():
             raise Unavailable(f"{_KEYRING} is missing: apt-get install debian-archive-keyring")
         self._directory = directory
@@ -112,22 +121,23 @@ class Apt:
         """Fetch the lists of packages. Raises GuestError."""
         run(["apt-get", *self._options, "update", "--error-on=any"], "fetching Debian's lists of packages")
 
-    def cloud_kernels(self) -> list[CloudKernel]:
-        """Give the newest cloud kernel of each suite. Raises GuestError if a suite has none."""
-        records = run(["apt-cache", *self._options, "show", "linux-headers-cloud-amd64"], "looking for kernels")
-        policy = run(["apt-cache", *self._options, "madison", "linux-headers-cloud-amd64"], "looking for kernels")
+    def kernels(self, flavour: str, suites: Iterable[str] = SUITES) -> list[DebianKernel]:
+        """Return the newest kernel of each suite in a flavour, as in ``cloud-amd64``. Raises GuestError."""
+        name = f"linux-headers-{flavour}"
+        records = run(["apt-cache", *self._options, "show", name], "looking for kernels")
+        policy = run(["apt-cache", *self._options, "madison", name], "looking for kernels")
         releases = {}
         for record in records.split("\n\n"):
             version = re.search(r"^Version: (\S+)$", record, re.MULTILINE)
-            release = re.search(r"linux-headers-(\d\S*-cloud-amd64)", record)
+            release = re.search(rf"linux-headers-(\d\S*-{flavour})\b", record)
             if version and release:
                 releases[version[1]] = release[1]
         found = []
-        for suite in SUITES:
+        for suite in suites:
             versions = re.findall(rf"\| +(\S+) \| \S+ {suite}/main ", policy)
             if not versions or versions[0] not in releases:
-                raise GuestError(f"the mirror has no cloud kernel in the suite {suite}")
-            found.append(CloudKernel(suite, releases[versions[0]], versions[0]))
+                raise GuestError(f"the mirror has no kernel {flavour} in the suite {suite}")
+            found.append(DebianKernel(suite, releases[versions[0]], versions[0]))
         return found
 
     def download(self, packages: Iterable[str], progress: Progress) -> list[Path]:
@@ -146,6 +156,7 @@ class Apt:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[writer],
+                env=environment(),
             )
         os.close(writer)
         with os.fdopen(reader) as status:
@@ -175,16 +186,21 @@ def unpack(packages: list[Path], root: Path, progress: Progress) -> None:
     for name in ("bin", "sbin", "lib", "lib64"):  # Debian's merged /usr: older packages still name these
         (growing / "usr" / name).mkdir(parents=True)
         (growing / name).symlink_to(f"usr/{name}")
+    unpack_more(packages, growing, progress)
+    for link, target in _alternatives(growing):
+        link.symlink_to(target)
+    growing.rename(root)
+
+
+def unpack_more(packages: list[Path], root: Path, progress: Progress) -> None:
+    """Unpack packages into ``root``, over what is there. Raises GuestError, with what dpkg-deb said."""
 
     def unpack_one(package: Path) -> None:
-        run(["sh", "-c", _UNPACK, "sh", package, growing], f"unpacking {package.name}")
+        run(["sh", "-c", _UNPACK, "sh", package, root], f"unpacking {package.name}")
 
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         for done, _ in enumerate(workers.map(unpack_one, packages), 1):
             progress("unpacking packages", done / len(packages))
-    for link, target in _alternatives(growing):
-        link.symlink_to(target)
-    growing.rename(root)
 
 
 def _alternatives(root: Path) -> Iterator[tuple[Path, str]]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from nodma.errors import Unavailable
-from nodma.guest.cache import locked
 from nodma.guest.chroot import run_long_inside
 from nodma.guest.debian import Apt, Progress, host_mirror, unpack
 from nodma.guest.kernel import Kernel
+from nodma.guest.kit_directory import locked
 
 NAME: Final = "debug"
 """What the kit calls it."""

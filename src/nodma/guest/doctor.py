@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodma.errors import NodmaError
+from nodma.guest import chroot
 from nodma.guest.accelerator import ACCELERATORS, problem_of
-from nodma.guest.cache import cache_directory
-from nodma.guest.debian import host_mirror
+from nodma.guest.debian import host_mirror, tools_problem
 from nodma.guest.kit import Kit, short_name
+from nodma.guest.kit_directory import kit_directory
 from nodma.guest.qemu import OLDEST, PROGRAM, Qemu
 
 
@@ -25,18 +26,20 @@ class Finding:
     needed: bool = False
 
 
-def examine(cache: Path | None = None) -> Iterator[Finding]:
+def examine(given: Path | None = None) -> Iterator[Finding]:
     """Look at this machine; findings come as they are made."""
     yield _qemu_on_path()
-    mirror = host_mirror()
+    mirror, problem = host_mirror(), tools_problem()
     yield Finding(
-        "packages", mirror is not None, mirror or "this machine's apt knows no Debian mirror: setup needs --mirror"
+        "packages",
+        mirror is not None and problem is None,
+        problem or mirror or "this machine's apt knows no Debian mirror: setup needs --mirror",
     )
-    unshare = shutil.which("unshare")
-    yield Finding("unshare", unshare is not None, unshare or "not on PATH, and the kernel module is built with it")
-    directory = cache_directory(cache)
+    problem = chroot.problem()
+    yield Finding("namespaces", problem is None, problem or "a program ran in some; the kernel module is built so")
+    directory = kit_directory(given)
     try:
-        kit = Kit.open(cache)
+        kit = Kit.open(given)
         qemu = kit.qemu
     except NodmaError as error:
         yield Finding("kit", False, str(error), needed=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from nodma.errors import Unavailable, UsageError
-from nodma.guest.cache import locked
 from nodma.guest.command import run
 from nodma.guest.cpio import Archive, Sink, Tree
 from nodma.guest.kernel import Kernel
+from nodma.guest.kit_directory import locked
 from nodma.guest.qemu import library_path, loader
 from nodma.guest.tools import Tools
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from nodma.errors import GuestError, Unavailable, UsageError
-from nodma.guest.cache import locked
 from nodma.guest.chroot import run_inside
 from nodma.guest.command import last_lines
+from nodma.guest.kit_directory import locked
 
 MODULE_SOURCE: Final = Path(__file__).parent / "linux"
 _SOURCES: Final = ("*.c", "*.h", "Kbuild", "Makefile", "VERSION")

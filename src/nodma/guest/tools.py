@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nodma.errors import Unavailable
-from nodma.guest.cache import cache_directory
+from nodma.guest.kit_directory import kit_directory
 from nodma.guest.qemu import Qemu
 
 _HEAD_BYTES: Final = 4096
@@ -32,4 +32,4 @@ class Tools:
         with Path(path).open("rb") as file:
             if b"ld-linux" in file.read(_HEAD_BYTES):
                 raise Unavailable(f"a guest needs a static busybox, and {path} is not: install busybox-static")
-        return cls(qemu, cache_directory(cache), Path(path))
+        return cls(qemu, kit_directory(cache), Path(path))

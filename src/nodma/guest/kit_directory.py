@@ -1,4 +1,4 @@
-"""Where the kit keeps what it fetched and built, and how two runs at once keep out of each other's way."""
+"""Where the kit is, and how two runs at once keep out of each other's way."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Final
 
 from nodma.errors import UsageError
 
-VARIABLE: Final = "NODMA_CACHE"
+VARIABLE: Final = "NODMA_KIT"
 """The environment variable that says where, if no option does."""
 
 
-def cache_directory(given: Path | None = None) -> Path:
-    """Say where: ``given``, else $NODMA_CACHE, else ``nodma`` in the user's cache directory."""
+def kit_directory(given: Path | None = None) -> Path:
+    """Return where the kit is: ``given``, else $NODMA_KIT, else ``nodma`` in the user's cache directory."""
     if given is not None:
         return given.absolute()
     if named := os.environ.get(VARIABLE):
@@ -27,7 +27,7 @@ def cache_directory(given: Path | None = None) -> Path:
 
 @contextmanager
 def locked(directory: Path, name: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock ``name`` of a cache; call ``waiting`` first if somebody else has it.
+    """Hold the lock ``name`` of a kit; call ``waiting`` first if somebody else has it.
 
     Raises UsageError if the directory cannot be written.
     """
@@ -36,7 +36,7 @@ def locked(directory: Path, name: str, waiting: Callable[[], None] = lambda: Non
         file = (directory / f"{name}.lock").open("w")
     except OSError as error:
         raise UsageError(
-            f"{directory} cannot be written: {error.strerror}; name another directory with --cache or ${VARIABLE}"
+            f"{directory} cannot be written: {error.strerror}; name another directory with --kit or ${VARIABLE}"
         ) from error
     with file:
         try:
