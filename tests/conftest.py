@@ -86,7 +86,7 @@ def make_function(image: Path) -> Iterator[Callable[..., PciFunction]]:
     def make(
         *, pool: int = POOL, queues: int = 1, read_only: bool = False, image: Path = first, **more: Any
     ) -> PciFunction:
-        device = BlockDevice(Image(image, read_only=read_only), pool=pool, queues=queues)
+        device = BlockDevice(Image(image, read_only=read_only, lock=False), pool=pool, queues=queues)
         function = PciFunction(device, pool=pool, **more)
         made.append(function)
         return function

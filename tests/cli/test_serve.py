@@ -158,8 +158,8 @@ def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
     ("arguments", "code", "why"),
     [
         (["--image", "{missing}"], 1, "nodma: error: the image {missing} does not exist: create one"),
-        (["--image", "{directory}"], 1, "cannot be opened: Is a directory"),
-        (["--image", "{odd}"], 1, "has 1000 bytes, no multiple of 512"),
+        (["--image", "{directory}"], 1, "is a directory: it must be"),
+        (["--image", "{odd}"], 1, "has 1000 bytes, expected a multiple of 512"),
         (["--image", "{image}", "--pool", "3M"], 2, "a pool of 3145728 bytes: it must be a power of two"),
         (["--image", "{image}", "--pool", "32K"], 2, "from 64K to 4G"),
         (["--image", "{image}", "--pool", "8G"], 2, "from 64K to 4G"),
@@ -168,8 +168,8 @@ def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
             2,
             "invalid size 'lots': give bytes, or a number with suffix K, M or G",
         ),
-        (["--image", "{image}", "--queues", "0"], 2, "0 queues: a block device here has 1 to 256"),
-        (["--image", "{image}", "--serial", "x" * 21], 2, "is not up to 20 ASCII characters"),
+        (["--image", "{image}", "--queues", "0"], 2, "invalid number of queues 0: expected 1 to 256"),
+        (["--image", "{image}", "--serial", "x" * 21], 2, "expected up to 20 ASCII characters"),
         (["--image", "{image}", "--profile", "other"], 2, "'other' is not"),
         (["--image", "{image}", "--policy", "other"], 2, "'other' is not one of 'required', 'hopeful'"),
         (["--image", "{image}", "--fd", "5"], 2, "give either --socket-path PATH or --fd N"),
@@ -204,7 +204,7 @@ def test_an_unwritable_image_is_refused(tmp_path: Path, image: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_RIGHTS, "-s", tmp_path / "s", "--image", image]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
-    assert f"the image {image} cannot be written (with --read-only it need not be): permission denied" in done.stderr
+    assert f"no permission to write the image {image} (use --read-only to serve it read-only)" in done.stderr
 
 
 def test_an_image_that_not_even_root_may_write_is_refused_unless_read_only(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_an_image_that_not_even_root_may_write_is_refused_unless_read_only(tmp_p
     with subprocess.Popen([program, "60"]) as running:
         try:
             code, said = refused("-s", tmp_path / "s", "--image", program)
-            assert (code, f"the image {program} cannot be opened: Text file busy" in said) == (1, True)
+            assert (code, f"cannot open the image {program}: Text file busy" in said) == (1, True)
             with serving("-s", tmp_path / "s", "--image", program, "--read-only") as (_, line):
                 assert "read-only" in line
         finally:
@@ -225,13 +225,15 @@ def test_an_image_that_not_even_root_may_write_is_refused_unless_read_only(tmp_p
 def test_a_file_without_a_size_is_refused(tmp_path: Path) -> None:
     code, said = refused("-s", tmp_path / "s", "--image", "/proc/version", "--read-only")
     assert code == 1
-    assert "nodma: error: the image /proc/version" in said
+    assert "nodma: error: cannot use the image /proc/version: " in said
 
 
 def test_a_socket_in_use_is_refused_and_goes_on_being_served(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "s"
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(512))
     with serving("-s", path, "--image", image):
-        code, said = refused("-s", path, "--image", image)
+        code, said = refused("-s", path, "--image", other)
         assert (code, f"nodma: error: the socket {path} is in use" in said) == (1, True)
         with open_disk(path) as disk:
             assert disk.size == 1 << 20

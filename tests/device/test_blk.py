@@ -46,7 +46,7 @@ def disk(image: Path) -> Iterator[Made]:
 
     def make(*, features: int | None = None, pool: int = 16 << 20, **options: Any) -> BlockDevice:
         opened = {name: options.pop(name) for name in ("read_only", "cache") if name in options}
-        device = BlockDevice(Image(image, **opened), pool=pool, **options)
+        device = BlockDevice(Image(image, lock=False, **opened), pool=pool, **options)
         device.start(device.features if features is None else features)
         made.append(device)
         return device
@@ -273,14 +273,14 @@ def test_an_image_that_shrank_gives_errors_not_exceptions(disk: Made, image: Pat
 @contextmanager
 def failing(device: BlockDevice) -> Iterator[None]:
     """Every write ends in ENOSPC, every flush in EINVAL."""
-    image = device.image
-    fd, image.fd = image.fd, os.open("/dev/full", os.O_RDWR)
-    image.buffered_fd = image.fd
+    image, syncer = device.image, device.image._syncer
+    fds = image.fd, image.buffered_fd, syncer._fd
+    full = image.fd = image.buffered_fd = syncer._fd = os.open("/dev/full", os.O_RDWR)
     try:
         yield
     finally:
-        os.close(image.fd)
-        image.fd = image.buffered_fd = fd
+        image.fd, image.buffered_fd, syncer._fd = fds
+        os.close(full)
 
 
 def test_an_image_that_fails_gives_errors_not_exceptions(disk: Made) -> None:
@@ -353,10 +353,11 @@ def test_the_configuration_tells_of_the_disk(disk: Made) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"queues": 0}, "0 queues"),
-        ({"queues": 257}, "257 queues"),
-        ({"serial": "x" * 21}, "not up to 20 ASCII characters"),
-        ({"serial": "ü"}, "not up to 20 ASCII characters"),
+        ({"queues": 0}, "queues 0: expected 1 to 256"),
+        ({"queues": 257}, "queues 257"),
+        ({"serial": "x" * 21}, "expected up to 20 ASCII characters"),
+        ({"serial": "ü"}, "expected up to 20 ASCII characters"),
+        ({"block_size": 1024}, "invalid block size 1024: expected 512 or 4096"),
     ],
 )
 def test_a_disk_that_cannot_be_is_refused(image: Path, options: dict[str, Any], why: str) -> None:

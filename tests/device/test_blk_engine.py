@@ -130,7 +130,7 @@ class Helped:
     def done(self) -> dict[int, int]:
         """Serve, wait for the helpers; the status of each request that was given back."""
         assert self.engine.serve(4) == IDLE
-        self.engine.drain()
+        self.engine.drain(30.0)
         return {number: self.window.bytes[CELL + 32 * number + 16] for number, _ in self.driver.reap(N)}  # type: ignore[operator]
 
     def close(self) -> None:
@@ -201,5 +201,5 @@ def test_more_requests_than_can_be_outstanding_are_done_all_the_same(helped: Hel
             avail[2 + place] = avail[2]
         avail[1] = N * lap
         assert helped.engine.serve(4) == IDLE
-    helped.engine.drain()
+    helped.engine.drain(30.0)
     assert helped.device.statistics()["flushes"] == N * 39

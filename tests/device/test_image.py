@@ -22,10 +22,11 @@ def test_images_that_cannot_be_served_are_refused(tmp_path: Path, count_descript
     os.mkfifo(fifo)
     for path, why in (
         (tmp_path / "missing", "does not exist: create one"),
-        (tmp_path, "cannot be opened: Is a directory"),
-        (empty, "is empty: give it a size"),
-        (odd, "has 1000 bytes, no multiple of 512: extend it"),
-        (fifo, "neither a file nor a block device"),
+        (tmp_path, "is a directory: it must be a regular file or a block device"),
+        (empty, "is empty: set a size"),
+        (odd, "has 1000 bytes, expected a multiple of 512: extend it"),
+        (fifo, "is a FIFO: it must be a regular file"),
+        (Path("/dev/zero"), "is a character device: it must be a regular file"),
     ):
         with pytest.raises(UsageError, match=why):
             Image(path)

@@ -113,6 +113,9 @@ class Device:
     config: Layout
     """What the driver reads as device configuration, made from the defaults of ``Config``."""
 
+    unfinished: str = ""
+    """What :meth:`close` could not do in time, or had to give up; "" if all is done."""
+
     def __init__(self) -> None:
         self.config = self.Config.new()
         self._announce: Callable[[], None] | None = None
@@ -175,6 +178,9 @@ class Device:
 
     def reset(self) -> None:
         """Forget what the driver set up; no request is outstanding."""
+
+    def reload(self) -> None:
+        """Look again at what the device was made from, at its operator's wish (SIGUSR1). Raises UsageError."""
 
     def drain(self) -> None:
         """Make what was acknowledged durable: the process is about to end, or the driver is gone."""

@@ -11,14 +11,18 @@ cdef unsigned int _SECTOR, _HEADER_BYTES, _KIND_MASK, _IN, _OUT, _FLUSH, _OK, _I
 
 cdef class BlockEngine(QueueEngine):
     cdef object _handle_rare
+    cdef object _sync_image
+    cdef object _name
     cdef object _window
-    cdef unsigned char[::1] _sync_failed
+    cdef unsigned char[::1] _lost
     cdef int _fd
     cdef int _buffered_fd
     cdef unsigned long long _sectors
-    cdef long long _most
+    cdef long long _max_request
     cdef bint _read_only
-    cdef bint _cached
+    cdef bint _inline
+    cdef bint _in_memory
+    cdef long long _file_size
     cdef public bint durable
     cdef bint _helped
     cdef int _nowait
@@ -79,8 +83,7 @@ cdef class BlockEngine(QueueEngine):
         self, unsigned int kind, unsigned long long[::1] offsets, unsigned int[::1] lengths, unsigned int first,
         unsigned int count, long long at, unsigned long long left,
     ) noexcept nogil
-    @cython.locals(error=int)
-    cdef unsigned int _sync(self) noexcept nogil
+    cdef unsigned int _sync(self) noexcept with gil
     @cython.locals(
         offsets="unsigned long long[::1]", lengths="unsigned int[::1]", count="unsigned int", number="unsigned int",
         part="unsigned int",

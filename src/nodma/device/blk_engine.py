@@ -1,19 +1,24 @@
-"""The engine of a block device's requests: from the ring to the image and back, without a Python object a request.
+"""The engine of a block device's queue: requests go from the ring to the image and back, without a Python object each.
 
 This file runs compiled by Cython, and as it stands when it is not: one source, the same checks. Compiled, reads and
 writes of what the page cache holds need no Python at all.
 
 What would make the queue wait is left to a few threads of the queue's own: reads of what is not cached, flushes,
-writes that must be durable at once, and all that is rare. Requests end in whatever order they are done, as virtio has
-it; a flush covers what was given back before it was made available, and that is written by then (virtio 1.4, 5.2.6.2).
+writes that must be durable at once, all that is rare, and everything on file systems that may wait for somebody else
+(NFS, FUSE). Requests end in whatever order they are done, as virtio has it; a flush covers what was given back before
+it was made available, and that is written by then (virtio 1.4, 5.2.6.2).
+
+A reset cancels: what has not begun is dropped, what is under way ends after its next system call.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import select
+import time
 from collections.abc import Callable
 
 import nodma.ring.atomics as atomics
@@ -39,41 +44,51 @@ _JOB_PARTS = 128
 """Parts that an outstanding request can have; one with more is waited for."""
 _PAGE = 4096
 
-Special = Callable[[int, Request], int]
-"""Handles a request that is neither read, write nor flush, by its type; gives the status."""
+Cancelled = Callable[[], bool]
+"""Returns whether nobody waits for the request any more."""
+RareHandler = Callable[[int, Request, Cancelled], int]
+"""Handles a request that is neither read, write nor flush, by its type; returns the status."""
 
 
 class BlockEngine(QueueEngine):
-    """The engine of one request queue of a disk of ``size`` bytes, open as ``fd``.
+    """The engine of one request queue of a disk of ``size`` bytes, open as ``fd``; ``name`` is for messages.
 
-    ``buffered_fd`` is the same image through the page cache, for what O_DIRECT refuses; with ``cached`` so is ``fd``.
-    ``lost`` is one byte for all queues of the image, set once a sync has failed: Linux tells that once, and what was
-    lost stays lost, so no flush succeeds after it. A read or write moves at most ``most`` bytes. While ``durable`` is
-    set, a write is not given back before it is.
+    ``buffered_fd`` is the same image through the page cache, for what O_DIRECT refuses. With ``inline``, what the page
+    cache holds is read and written at once, and the rest left to helpers; ``in_memory`` says that there is no rest.
+    ``sync`` makes durable what was written; ``lost`` is one byte, not 0 once that has failed: then no write is durable
+    any more. A read or write moves at most ``max_request`` bytes. While ``durable`` is set, a write is not given back
+    before it is durable.
     """
 
     def __init__(
         self,
         ring: DeviceRing,
-        special: Special,
+        handle_rare: RareHandler,
+        sync: Callable[[Cancelled], None],
         lost: memoryview,
         *,
         fd: int,
         buffered_fd: int,
         size: int,
-        most: int,
+        max_request: int,
         read_only: bool = False,
-        cached: bool = True,
+        inline: bool = True,
+        in_memory: bool = False,
+        name: str = "the image",
     ) -> None:
         super().__init__(ring)
-        self._handle_rare = special
-        self._sync_failed = lost
+        self._handle_rare = handle_rare
+        self._sync_image = sync
+        self._lost = lost
+        self._name = name
         self._fd = fd
         self._buffered_fd = buffered_fd
         self._sectors = size // _SECTOR
-        self._most = most
+        self._max_request = max_request
         self._read_only = read_only
-        self._cached = cached
+        self._inline = inline
+        self._in_memory = in_memory
+        self._file_size = -1
         self.durable = False
         self._memory = ring.memory
         self._window = memoryview(ring.memory)
@@ -109,19 +124,29 @@ class BlockEngine(QueueEngine):
         self._work_reader, self._work_writer = os.pipe2(os.O_CLOEXEC)
         self._done_reader, self._done_writer = os.pipe2(os.O_CLOEXEC)
         fcntl.fcntl(self._done_reader, fcntl.F_SETFL, os.O_NONBLOCK)
-        self._nowait = syscalls.NOWAIT
+        self._nowait = 0 if self._in_memory else syscalls.NOWAIT
         self._helped = True
         self.watch(self._done_reader)
 
-    def drain(self) -> None:
-        """Wait for all that is outstanding, and give it back. The loop does not run."""
+    def drain(self, seconds: float) -> bool:
+        """Wait up to ``seconds`` for all that is outstanding, and give it back; return whether nothing is any more.
+
+        The loop does not run. What was cancelled is not given back.
+        """
         if not self.outstanding:
-            return
+            return True
+        end = time.monotonic() + seconds
         done = select.poll()  # unlike select, it takes descriptors of 1024 and more
         done.register(self._done_reader, select.POLLIN)
         while self.outstanding:
-            done.poll()
+            if not done.poll(max(0.0, end - time.monotonic()) * 1000):
+                return False
             self.collect()
+        return True
+
+    def resize(self, size: int) -> None:
+        """Serve ``size`` bytes from now on, which are more than before."""
+        self._sectors = size // _SECTOR
 
     def stop_helpers(self) -> None:
         """Have :meth:`helper_main` return, in every thread that runs it. Nothing is outstanding."""
@@ -153,7 +178,9 @@ class BlockEngine(QueueEngine):
         first = number * _JOB_PARTS
         parts = self._job_parts[number]
         self._job_written[number] = 0
-        if kind in (_IN, _OUT):
+        if self._is_cancelled():
+            self._job_result[number] = _IOERR
+        elif kind in (_IN, _OUT):
             self._job_result[number] = self._transfer(
                 kind, self._job_offsets, self._job_lengths, first, parts,
                 self._job_sector[number] * _SECTOR, self._job_length[number],
@@ -172,7 +199,7 @@ class BlockEngine(QueueEngine):
             )
 
     def collect(self) -> int:
-        """Give back what helpers are done with; tell how many."""
+        """Give back what helpers are done with, unless it was cancelled; return how many."""
         found = 0
         while self.outstanding:
             number = syscalls.take(self._done_reader)
@@ -181,6 +208,8 @@ class BlockEngine(QueueEngine):
             self.outstanding -= 1
             self._free[self._free_jobs] = number
             self._free_jobs += 1
+            if self._is_cancelled():
+                continue
             self._complete(
                 self._job_kind[number], self._job_head[number], self._job_status[number], self._job_result[number],
                 self._job_length[number], self._job_written[number],
@@ -201,6 +230,7 @@ class BlockEngine(QueueEngine):
         readable = self.batch.readable
         heads = self.batch.heads
         end = 0
+        self._file_size = -1
         for number in range(count):
             begin = end
             end = begins[number + 1]
@@ -263,7 +293,7 @@ class BlockEngine(QueueEngine):
                 length += lengths[part]
         count = length // _SECTOR
         if (
-            not 0 < length <= self._most  # as long as a request may be,
+            not 0 < length <= self._max_request  # as long as a request may be,
             or length % _SECTOR  # in whole sectors,
             or count > self._sectors  # on the disk,
             or sector > self._sectors - count
@@ -273,28 +303,38 @@ class BlockEngine(QueueEngine):
             return
         at = sector * _SECTOR
         done = 0
-        if not self._cached:
+        if not self._inline:
             pass
         elif kind == _IN:
             done = syscalls.read(self._fd, self._memory, offsets, lengths, first, last - first, at, self._nowait)
-            if done == -syscalls.EOPNOTSUPP and self._nowait:  # a file system that never waits, as tmpfs
-                self._nowait = 0
-                done = syscalls.read(self._fd, self._memory, offsets, lengths, first, last - first, at, 0)
         elif not self.durable and not (self._helped and (at | length) % _PAGE):  # part of a page may have to be read
-            done = syscalls.write(self._fd, self._memory, offsets, lengths, first, last - first, at, 0)
+            if self._file_size < 0:
+                self._file_size = syscalls.size(self._fd)
+            if at + length <= self._file_size:
+                self.begin_call()
+                done = syscalls.write(self._fd, self._memory, offsets, lengths, first, last - first, at, 0)
+                if not self.end_call():
+                    return
         if done == length:
             self._complete(kind, head, status, _OK, length, 0)
         elif not self._offload(kind, head, sector, length, status, first, 0, last):
+            self.begin_call()
             result = self._transfer(kind, offsets, lengths, first, last - first, at, length)
-            self._complete(kind, head, status, result, length, 0)
+            if self.end_call():
+                self._complete(kind, head, status, result, length, 0)
 
     def _transfer(
         self, kind: int, offsets: list[int], lengths: list[int], first: int, count: int, at: int, left: int
     ) -> int:
-        """Read or write all, and wait as long as it takes; gives the status. The parts are used up."""
+        """Read or write all, and wait as long as it takes; return the status. The parts are used up."""
         fd = self._fd
         flags = syscalls.DSYNC if self.durable and kind == _OUT else 0
+        if kind == _OUT and at + left > syscalls.size(fd):  # or it would become longer, with a hole
+            self._complain(0)
+            return _IOERR
         while left:
+            if self._is_cancelled():
+                return _IOERR
             if kind == _IN:
                 done = syscalls.read(fd, self._memory, offsets, lengths, first, count, at, flags)
             else:
@@ -314,16 +354,7 @@ class BlockEngine(QueueEngine):
             if done:
                 offsets[first] += done
                 lengths[first] -= done
-        return _OK
-
-    def _sync(self) -> int:
-        if self._read_only:
-            return _OK
-        error = -syscalls.sync(self._fd)
-        if error:
-            self._sync_failed[0] = 1
-            self._complain(error)
-        return _IOERR if self._sync_failed[0] else _OK
+        return _IOERR if flags and self._lost[0] else _OK
 
     def _offload(
         self, kind: int, head: int, sector: int, length: int, status: int, first: int, readable: int, last: int
@@ -370,23 +401,37 @@ class BlockEngine(QueueEngine):
 
     # Python, wherever it is called from
 
+    def _sync(self) -> int:
+        """Have the image synced; return the status."""
+        if self._read_only:
+            return _OK
+        try:
+            self._sync_image(self.cancelled)
+        except OSError:  # which was logged where it was found
+            return _IOERR
+        except Exception:
+            log.exception("%s: the sync failed", self._name)
+            return _IOERR
+        return _OK
+
     def _do_rare(
         self, kind: int, head: int, offsets: list[int], lengths: list[int], first: int, readable: int, count: int
     ) -> tuple[int, int]:
-        """Have the device handle what is rare; gives the status, and the bytes written."""
+        """Have the device handle what is rare; return the status, and the bytes written."""
         try:
             views = [
                 self._window[offsets[part] : offsets[part] + lengths[part]] for part in range(first, first + count)
             ]
             request = Request(head, views[:readable], views[readable:])
-            result = self._handle_rare(kind, request)
+            result = self._handle_rare(kind, request, self.cancelled)
         except OSError as error:
-            self._complain(error.errno or syscalls.EIO)
+            if error.errno != errno.ECANCELED:
+                self._complain(error.errno or syscalls.EIO)
             return _IOERR, 0
         except Exception:
-            log.exception("the block device failed at a request of type %d", kind)
+            log.exception("%s: the block device failed at a request of type %d", self._name, kind)
             return _IOERR, 0
         return result, request.written
 
     def _complain(self, error: int) -> None:
-        log.warning("the image: %s", os.strerror(error) if error else "it ends before the disk does")
+        log.warning("%s: %s", self._name, os.strerror(error) if error else "it ends before the disk does")

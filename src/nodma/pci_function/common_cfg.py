@@ -29,7 +29,7 @@ class CommonRegisters:
             "driver_feature": lambda: _feature_word(core.accepted, self._driver_select),
             "config_msix_vector": lambda: core.config_vector,
             "num_queues": lambda: len(core.queues),
-            "device_status": lambda: core.status,
+            "device_status": core.read_status,
             "config_generation": lambda: core.config_generation,
             "queue_select": lambda: self._queue_select,
             "queue_size": lambda: self._of_queue("size"),

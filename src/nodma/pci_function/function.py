@@ -224,8 +224,17 @@ class PciFunction:
         self._memory.renew()
         self.core.window = self._memory.window
 
+    def reload(self) -> None:
+        """Have the device look again at what it was made from. Raises UsageError for what it refuses."""
+        self.device.reload()
+
+    @property
+    def unfinished(self) -> str:
+        """What could not be ended or made durable: a thread may hang in a system call. "" if there is nothing."""
+        return "; ".join(filter(None, (self.core.unfinished, self.device.unfinished)))
+
     def close(self) -> None:
-        """Give up everything; what was acknowledged is durable."""
+        """Give up everything; what was acknowledged is durable, unless :attr:`unfinished` says otherwise."""
         self._power_cycle()
         self.interrupts.close()
         self.core.close()

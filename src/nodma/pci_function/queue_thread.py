@@ -11,6 +11,8 @@ import logging
 import os
 import signal
 import threading
+import time
+from enum import Enum
 from typing import Final
 
 from nodma.errors import BadRing
@@ -19,8 +21,21 @@ from nodma.ring import FAULT, QueueEngine, helper_main, queue_main
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 1.0
+_FIRST_LOOK_SECONDS: Final = 0.0002
+_LAST_LOOK_SECONDS: Final = 0.01
+"""How long a pause waits between two looks whether the thread is in a system call, at first and at last."""
 HELPERS: Final = 4
 """Threads of a queue that wait for the disk."""
+
+
+class _State(Enum):
+    """What a queue's thread does, as its owner knows it."""
+
+    RUNNING = 0
+    PARKED = 1
+    """It waits to be let go on."""
+    HELD = 2
+    """It was to stop, and is in a system call, after which it waits to be let go on."""
 
 
 class QueueThread:
@@ -39,7 +54,7 @@ class QueueThread:
         self._failed = False
         self._wakeup_fd = wakeup_fd
         self._control = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._runs = False
+        self._state = _State.PARKED
         self._closing = False
         self._go = threading.Semaphore(0)
         self._parked = threading.Semaphore(0)
@@ -54,7 +69,8 @@ class QueueThread:
             for _ in range(HELPERS):
                 self._start(threading.Thread(target=helper_main, args=(engine,), name="helper", daemon=True))
         except BaseException:
-            self.close()
+            self.cancel()
+            self.end(time.monotonic())
             raise
 
     def _start(self, thread: threading.Thread) -> None:
@@ -67,19 +83,32 @@ class QueueThread:
 
     def resume(self) -> None:
         """Let it serve."""
-        if not self._runs and not self.ended:
-            self._runs = True
-            self.engine.resume()
+        if self._state is _State.RUNNING or self.ended:
+            return
+        held = self._state is _State.HELD
+        self._state = _State.RUNNING
+        self.engine.resume()
+        if held:
+            self.notify()
+        else:
             self._go.release()
 
     def pause(self) -> None:
-        """Have it stop, and wait until it has. What helpers do goes on."""
-        if self._runs:
-            self.engine.pause()
-            self.notify()
-            while not self._parked.acquire(timeout=_PATIENCE_SECONDS):
+        """Have it stop, and wait until it has, or is in a system call after which it will. What helpers do goes on."""
+        if self._state is not _State.RUNNING:
+            return
+        self.engine.pause()
+        self.notify()
+        begin = time.monotonic()
+        look = _FIRST_LOOK_SECONDS
+        while not self.engine.in_call():
+            if self._parked.acquire(timeout=look):
+                self._state = _State.PARKED
+                return
+            look = min(2 * look, _LAST_LOOK_SECONDS)
+            if time.monotonic() - begin > _PATIENCE_SECONDS:
                 self._interrupt()
-            self._runs = False
+        self._state = _State.HELD
 
     def _interrupt(self) -> None:
         """End a system call that keeps it: the write to an eventfd that was filled, and made to block."""
@@ -87,21 +116,41 @@ class QueueThread:
         if callable(signal.getsignal(number)):  # else it would end the process
             signal.pthread_kill(self._threads[0].ident or 0, number)
 
+    @property
+    def busy(self) -> bool:
+        """Whether requests are there that were not given back. It is paused."""
+        return self._state is _State.HELD or self.engine.outstanding > 0 or self.engine.ring.pending()
+
     def explain(self) -> BadRing:
         """Say why it ended."""
         return BadRing("the queue's thread failed; see the log") if self._failed else self.engine.explain()
 
-    def close(self) -> None:
-        """End it, once all that is outstanding was given back."""
-        self.pause()
+    def cancel(self) -> None:
+        """Begin nothing any more, end what is under way as soon as that can be, and do not wait for it."""
+        self.engine.cancel()
+        self.notify()
+
+    def end(self, deadline: float) -> bool:
+        """After :meth:`cancel`, wait until ``deadline`` (time.monotonic), and close all; return whether that was done.
+
+        If not, a system call has not returned, and may still read and write the window: call it again later.
+        """
+        if self._state is not _State.PARKED:
+            if not self._parked.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                self._interrupt()
+                return False
+            self._state = _State.PARKED
         self.engine.signal_fd = -1  # the vector may be another's by now
-        self.engine.drain()
+        if not self.engine.drain(max(0.0, deadline - time.monotonic())):
+            return False
         self.engine.stop_helpers()
         self._closing = True
         self._go.release()
         for thread in self._threads:
             thread.join()
         os.close(self._control)
+        self.engine.close()
+        return True
 
     def _run(self) -> None:
         while True:

@@ -28,6 +28,9 @@ from nodma.window import Window
 log = logging.getLogger(__name__)
 
 _NO_THREADS: Final = nullcontext()
+RESET_SECONDS: Final = 1.0
+"""How long a reset keeps everybody else waiting at most. What is still under way then is waited for by the driver."""
+_FINISH_LOOK_SECONDS: Final = 0.002
 
 
 @dataclass(slots=True, eq=False)
@@ -59,12 +62,13 @@ class VirtQueue:
         self.polled = 0, 0
 
     def close(self) -> None:
-        """End its thread, once all that is outstanding was given back, and its engine."""
+        """Close its engine; its thread, if it has one, has not served it."""
         thread, engine = self.thread, self.engine
         self.thread = self.engine = None
         if thread is not None:
-            thread.close()
-        if engine is not None:
+            thread.cancel()
+            thread.end(time.monotonic())
+        elif engine is not None:
             engine.close()
 
 
@@ -125,6 +129,8 @@ class VirtioCore:
         self._address_range: AddressRange | None = None
         self._active: list[VirtQueue] = []
         self._threaded: list[VirtQueue] = []
+        self._retiring: dict[QueueThread, str] = {}
+        self._reset_device = False
         self._pause_depth = 0
         self._unfit = ""
         self._poll_ns = poll_ns
@@ -163,9 +169,9 @@ class VirtioCore:
         self.isr = Isr(0)
         self.interrupts.set_line(False)
         self._active.clear()
+        self._retire_threads()
         for queue in self.queues:
             if queue.engine is not None:
-                self._pause(queue)
                 self.counters.requests += queue.engine.requests
                 self.counters.interrupts += queue.engine.interrupts
                 with self.guarded(f"closing queue {queue.queue.name}"):
@@ -175,13 +181,66 @@ class VirtioCore:
         self.main_thread_must_interrupt = False
         if had or again:
             self.counters.resets += 1
+            self._reset_device = True
+        if self.status:
+            self._unfit = self.reason
+        self._finish_reset()
+
+    def _retire_threads(self) -> None:
+        """End the queues' threads: all are asked at once, and waited for RESET_SECONDS in all.
+
+        One that a system call keeps stays behind, and the reset is not over before it is.
+        """
+        threaded = [queue for queue in self.queues if queue.thread is not None]
+        for queue in threaded:
+            assert queue.thread
+            queue.thread.cancel()
+        deadline = time.monotonic() + RESET_SECONDS
+        for queue in threaded:
+            thread, name = queue.thread, queue.queue.name
+            assert thread
+            if not thread.end(deadline):
+                log.warning("queue %s: a request cannot be cancelled; the reset ends when its disk has answered", name)
+                self._retiring[thread] = name
+            self.counters.requests += thread.engine.requests
+            self.counters.interrupts += thread.engine.interrupts
+            queue.thread = queue.engine = None
+
+    def _finish_reset(self) -> None:
+        """End the reset, if nothing that was begun before it is under way any more; the driver waits for status 0."""
+        for thread in tuple(self._retiring):
+            if thread.end(0.0):
+                del self._retiring[thread]
+        if self._retiring:
+            self.status = Status.DEVICE_NEEDS_RESET
+            return
+        self.status = Status(0)
+        if self._reset_device:
+            self._reset_device = False
             with self.guarded("reset()"):
                 self.device.reset()
         if self.status:  # The driver waits to read 0 (4.1.4.3.2): it is told when it begins anew, if not reset by then.
             self._unfit, self.status = self.reason, Status(0)
 
+    @property
+    def unfinished(self) -> str:
+        """What a reset has not ended, because a disk does not answer; "" if nothing."""
+        if not self._retiring:
+            return ""
+        return f"requests of {', '.join(self._retiring.values())} are still under way: their disk does not answer"
+
+    def read_status(self) -> Status:
+        """Return the device status. It is not 0 before a reset is over."""
+        if self._retiring:
+            self._finish_reset()
+        return self.status
+
     def write_status(self, value: int) -> None:
         """Take what the driver writes to the status: 0 resets, and bits once set stay (2.1.1)."""
+        if self._retiring:
+            self._finish_reset()
+        if self._retiring:
+            return  # the driver has not waited
         if value == 0:
             self.reset()
             return
@@ -355,6 +414,8 @@ class VirtioCore:
 
     def service(self) -> bool:
         """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
+        if self._retiring:
+            self._finish_reset()
         if self._threaded:
             self._service_threads()
         if not self._active or not self.running:
@@ -367,14 +428,21 @@ class VirtioCore:
     def finish(self, seconds: float) -> None:
         """Handle the requests that are there, for so many seconds at most."""
         end = time.monotonic() + seconds
+        self._wake_all()  # a driver need not have notified us yet
+        while time.monotonic() < end:
+            if self.service():
+                continue
+            if not self._threads_are_busy():
+                break
+            time.sleep(_FINISH_LOOK_SECONDS)
+
+    def _threads_are_busy(self) -> bool:
+        """Return whether a queue's thread has requests left."""
+        if not self.running:
+            return False
         with self.paused_queues():
-            if self.running:
-                self._active += self._threaded
-            while self.service() and time.monotonic() < end:
-                pass
-            for queue in self._threaded:
-                assert queue.thread
-                queue.thread.engine.drain()
+            threads = [queue.thread for queue in self._threaded if queue.thread is not None]
+            return any(thread.busy for thread in threads)
 
     def _service_threads(self) -> None:
         """Do what the queues' threads cannot do themselves. Most often there is nothing, and that is soon seen."""

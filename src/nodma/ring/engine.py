@@ -17,6 +17,7 @@ from nodma.ring.state import BATCH, BUSY, FAULT, IDLE, LARGE_BATCH, PAUSED, TURN
 _IDLE, _BUSY, _FAULT, _PAUSED = IDLE, BUSY, FAULT, PAUSED
 _BATCH, _LARGE_BATCH, _TURNS = BATCH, LARGE_BATCH, TURNS
 _FOREVER = -1
+_HOLD_MILLISECONDS = 100  # between two looks whether a pause is over that began in a system call, if nobody wakes us
 _POLLS_PER_CLOCK_READ = 64  # at the ring, between two looks at the clock
 _SPIN_BEFORE_YIELD_NS = 10_000  # for so long nobody else gets the core; the driver may be waiting for it
 _SHRINK = 16  # what a fruitless wait for the ring costs at least, as a part of the most
@@ -42,6 +43,8 @@ class QueueEngine:
         self.outstanding = 0
         """Requests that are being handled elsewhere, and were not given back."""
         self._pause = memoryview(bytearray(2)).cast("H")
+        self._call = memoryview(bytearray(2)).cast("H")
+        self._cancel = memoryview(bytearray(2)).cast("H")
         self._max_poll_ns = 0
         self._poll_ns = 0
         self._epoll_object = select.epoll()
@@ -96,8 +99,12 @@ class QueueEngine:
     def start_helpers(self) -> None:
         """Leave what would make the queue wait to threads that run :meth:`helper_main`, from now on."""
 
-    def drain(self) -> None:
-        """Wait for all that is outstanding, and give it back. The loop does not run."""
+    def drain(self, seconds: float) -> bool:  # noqa: ARG002 - for those that leave anything outstanding
+        """Wait up to ``seconds`` for all that is outstanding, and give it back; return whether nothing is any more.
+
+        The loop does not run. What was cancelled is not given back.
+        """
+        return True
 
     def stop_helpers(self) -> None:
         """Have :meth:`helper_main` return, in every thread that runs it. Nothing is outstanding."""
@@ -105,10 +112,31 @@ class QueueEngine:
     def pause(self) -> None:
         """Ask the loop to end; it may have to be woken, by a descriptor that it watches."""
         self._pause[0] = 1
+        atomics.full_fence()  # the wish before whoever looks at in_call: see end_call
 
     def resume(self) -> None:
-        """Let the loop be entered again."""
+        """Let the loop be entered again, or go on; if it was in a call when it was paused, it has to be woken."""
         self._pause[0] = 0
+
+    def in_call(self) -> bool:
+        """Return whether the loop is in a system call that may wait for a disk.
+
+        If a pause was asked for before, the loop counts as paused: when the call returns, it waits for :meth:`resume`
+        or :meth:`cancel` before it touches anything.
+        """
+        return atomics.load_acquire(self._call, 0) != 0
+
+    def cancel(self) -> None:
+        """Have nothing begun that has not begun, and end the loop and what is outstanding as soon as that can be.
+
+        What is cancelled is not given back. The engine cannot be used again.
+        """
+        self._cancel[0] = 1
+        self.pause()
+
+    def cancelled(self) -> bool:
+        """Return whether :meth:`cancel` was called."""
+        return self._is_cancelled()
 
     def close(self) -> None:
         """Close what the engine opened. No thread is in it."""
@@ -122,6 +150,8 @@ class QueueEngine:
                 return _FAULT if count else _IDLE
             self.handle(count)
             self.requests += count
+            if self._is_cancelled():
+                return _IDLE
             self.publish_and_interrupt()
         return _BUSY
 
@@ -150,6 +180,25 @@ class QueueEngine:
             if state == _IDLE and not self._poll_ring() and not self.ring.arm():
                 self._wait()
         return _PAUSED
+
+    def begin_call(self) -> None:
+        """Say that the loop makes a system call that may wait for a disk. It touches nothing else until end_call."""
+        atomics.store_release(self._call, 0, 1)
+
+    def end_call(self) -> bool:
+        """Say that the call has returned, and hold while a pause is asked for; return False if all was cancelled."""
+        while True:
+            atomics.store_release(self._call, 0, 0)
+            atomics.full_fence()  # this before the wish: whoever pauses sees the call, or we see the pause
+            if self._is_cancelled():
+                return False
+            if not self._paused():
+                return True
+            atomics.store_release(self._call, 0, 1)
+            syscalls.wait(self._epoll, _HOLD_MILLISECONDS)
+
+    def _is_cancelled(self) -> bool:
+        return atomics.load_acquire(self._cancel, 0) != 0
 
     def _paused(self) -> bool:
         return atomics.load_acquire(self._pause, 0) != 0

@@ -44,10 +44,9 @@ cdef extern from *:
     NODMA_TRANSFER(nodma_read, nodma_pread, nodma_preadv2)
     NODMA_TRANSFER(nodma_write, nodma_pwrite, nodma_pwritev2)
 
-    static inline int nodma_sync(int fd) {
-        int failed;
-        do failed = fdatasync(fd); while (failed && errno == EINTR);
-        return failed ? -errno : 0;
+    static inline int64_t nodma_size(int fd) {
+        off_t end = lseek(fd, 0, SEEK_END);
+        return end < 0 ? -errno : end;
     }
     static inline int nodma_signal(int fd) {
         uint64_t one = 1;
@@ -90,7 +89,7 @@ cdef extern from *:
                          long long, int) noexcept nogil
     long long nodma_write(int, unsigned char *, const unsigned long long *, const unsigned int *, unsigned int,
                           long long, int) noexcept nogil
-    int nodma_sync(int) noexcept nogil
+    long long nodma_size(int) noexcept nogil
     int nodma_signal(int) noexcept nogil
     long long nodma_post(int, unsigned int) noexcept nogil
     long long nodma_take(int) noexcept nogil
@@ -111,8 +110,8 @@ cdef inline long long write(
 ) noexcept nogil:
     return nodma_write(fd, &memory[0], &offsets[first], &lengths[first], count, at, flags)
 
-cdef inline int sync(int fd) noexcept nogil:
-    return nodma_sync(fd)
+cdef inline long long size(int fd) noexcept nogil:
+    return nodma_size(fd)
 
 cdef inline int signal(int fd) noexcept nogil:
     return nodma_signal(fd)

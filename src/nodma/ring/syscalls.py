@@ -50,13 +50,12 @@ def _views(memory: memoryview, offsets: list[int], lengths: list[int], first: in
     return [memory[offsets[part] : offsets[part] + lengths[part]] for part in range(first, first + min(count, IOV_MAX))]
 
 
-def sync(fd: int) -> int:
-    """Make what was written to a file durable."""
+def size(fd: int) -> int:
+    """Return how many bytes a file or a block device has now."""
     try:
-        os.fdatasync(fd)
+        return os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:
         return -(error.errno or EIO)
-    return 0
 
 
 def signal(fd: int) -> int:
