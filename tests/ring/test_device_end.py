@@ -301,6 +301,150 @@ def test_a_queue_that_cannot_be_is_refused(device_end: ModuleType, window: Windo
         device_end.DeviceRing(window, layout, base=BASE, first=0, limit=SIZE, indirect=True, event_idx=True)
 
 
+# Limits, to the last one that is allowed
+
+
+def test_a_chain_may_have_4_gib_less_one_byte(device_end: ModuleType) -> None:
+    """And one byte more is too much (2.7.5.2)."""
+    piece = 8 << 20
+    with Window.create(piece) as window:
+        for last, good in ((piece - 1, True), (piece, False)):
+            ring = Ring(device_end, window, limit=piece)
+            ring.desc(0, BASE + TABLE, 16 * 512, INDIRECT)
+            for index in range(512):
+                flags = NEXT if index < 511 else 0
+                ring.desc(index, BASE, piece if flags else last, flags, index + 1 if flags else 0, table=TABLE)
+            ring.offer(0)
+            if good:
+                (request,) = ring.ring.pop(1)
+                assert sum(len(part) for part in request.readable) == 2**32 - 1
+            else:
+                with pytest.raises(BadRing, match=r"4294967296 bytes, more than 2\^32 - 1"):
+                    ring.ring.pop(1)
+
+
+def test_a_chain_of_1024_parts_is_taken_and_of_1025_not(device_end: ModuleType, window: Window) -> None:
+    """What one preadv(2) takes, and what fits a batch."""
+    for parts in (device_end.CHAIN_LIMIT - 1, device_end.CHAIN_LIMIT):
+        ring = Ring(device_end, window)
+        ring.desc(0, BASE + TABLE, 16 * parts, INDIRECT)
+        for index in range(parts):
+            last = index == parts - 1
+            ring.desc(index, BASE + DATA, 1, 0 if last else NEXT, 0 if last else index + 1, table=TABLE)
+        ring.offer(0)
+        if parts < device_end.CHAIN_LIMIT:  # the indirect descriptor counts
+            (request,) = ring.ring.pop(1)
+            assert len(request.readable) == parts
+        else:
+            with pytest.raises(BadRing, match="more descriptors than the device takes"):
+                ring.ring.pop(1)
+
+
+def test_chains_that_do_not_fit_a_batch_together_come_in_the_next(device_end: ModuleType, window: Window) -> None:
+    """Their parts are never written beyond its end."""
+    ring = Ring(device_end, window)
+    for head in range(3):
+        table = TABLE + 0x2000 * head
+        ring.desc(head, BASE + table, 16 * 500, INDIRECT)
+        for index in range(500):
+            flags, following = (NEXT, index + 1) if index < 499 else (0, 0)
+            ring.desc(index, BASE + 0xC000 + head, 1, flags, following, table=table)
+    ring.offer(0, 1, 2)
+    batch = ring.ring.make_batch(8)
+    taken = []
+    while count := ring.ring.fetch_chains(batch, 8):
+        taken.append([batch.heads[chain] for chain in range(count)])
+        assert [batch.begins[chain + 1] for chain in range(count)] == [500 * (chain + 1) for chain in range(count)]
+    assert taken == [[0, 1], [2]]
+    assert batch.parts == device_end.CHAIN_LIMIT
+
+
+def test_a_batch_takes_no_more_chains_than_asked_for_or_than_it_has_room_for(ring: Ring) -> None:
+    ring.desc(0, BASE + DATA, 8, WRITE)
+    ring.offer(*[0] * N)
+    batch = ring.ring.make_batch(3)
+    assert [ring.ring.fetch_chains(batch, most) for most in (2, 8, 8, 8)] == [2, 3, 3, 0]
+
+
+def test_a_whole_queue_may_be_available_at_once(ring: Ring) -> None:
+    ring.desc(0, BASE + DATA, 8, WRITE)
+    ring.offer(*[0] * N)
+    assert ring.ring.available() == N
+    assert len(ring.ring.pop(16)) == N
+    assert ring.ring.available() == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 4])
+def test_a_part_may_end_where_the_region_does(device_end: ModuleType, window: Window, length: int) -> None:
+    ring = Ring(device_end, window, limit=SIZE - 4096)
+    ring.desc(0, BASE + SIZE - 4096 - length, length)
+    ring.desc(1, BASE + SIZE - 4096 - length, length + 1)
+    ring.offer(0, 1)
+    (request,) = ring.ring.pop(2)
+    assert [len(part) for part in request.readable] == [length]
+    with pytest.raises(OutsideAddress, match=r"outside the window \[0x1000000000, 0x100000f000\)"):
+        ring.ring.pop(1)
+
+
+# Suppression (2.7.7, 2.7.8, 2.7.10)
+
+
+def used_event(ring: Ring, event: int) -> None:
+    struct.pack_into("<H", ring.window.bytes, LAYOUT.avail + 4 + 2 * N, event & 0xFFFF)
+
+
+@pytest.mark.parametrize("start", [0, 65533], ids=["first lap", "where the index wraps"])
+def test_the_driver_is_interrupted_for_the_entry_that_it_named_and_no_other(ring: Ring, start: int) -> None:
+    """Whatever is published at once, an interrupt is wanted just if used_event is among it (2.7.7.2)."""
+    for _ in range(start):
+        ring.ring.add_used(0, 0)
+    ring.ring.publish()
+    at = start
+    for count in (1, 2, 3, 5):
+        for event in range(-3, 8):
+            used_event(ring, at + event)
+            for _ in range(count):
+                ring.ring.add_used(0, 0)
+            assert ring.ring.publish() == (0 <= event < count), (count, event)
+            at += count
+    used_event(ring, at)
+    assert not ring.ring.publish(), "nothing was published"
+
+
+def test_without_event_idx_the_drivers_flag_decides(device_end: ModuleType, window: Window) -> None:
+    ring = Ring(device_end, window, event_idx=False)
+    for flag, wanted in ((0, True), (1, False), (0xFFFE, True)):
+        struct.pack_into("<H", window.bytes, LAYOUT.avail, flag)
+        ring.ring.add_used(0, 0)
+        assert ring.ring.publish() == wanted
+    assert not ring.ring.publish()
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_arming_asks_for_the_next_notification_and_sees_what_came_before(
+    device_end: ModuleType, window: Window, event_idx: bool
+) -> None:
+    ring = Ring(device_end, window, event_idx=event_idx)
+    ring.desc(0, BASE + DATA, 8, WRITE)
+    flags, event = LAYOUT.used, LAYOUT.used + 4 + 8 * N
+    ring.ring.disarm()
+    assert struct.unpack_from("<H", window.bytes, flags)[0] == (0 if event_idx else 1)
+    assert not ring.ring.arm()
+    assert struct.unpack_from("<H", window.bytes, flags)[0] == 0
+    ring.offer(0, 0)
+    assert ring.ring.pending()
+    assert ring.ring.arm()
+    ring.ring.pop(1)
+    assert ring.ring.arm()
+    if event_idx:
+        assert struct.unpack_from("<H", window.bytes, event)[0] == 1
+    ring.ring.pop(1)
+    assert not ring.ring.pending()
+    assert not ring.ring.arm()
+    if event_idx:
+        assert struct.unpack_from("<H", window.bytes, event)[0] == 2
+
+
 # Random memory
 
 

@@ -132,3 +132,77 @@ def test_a_head_is_given_back_only_once(driver_end: ModuleType, window: Window) 
     give_back(window, 2, head, 0)
     with pytest.raises(DeviceFailed, match="which it does not have"):
         ring.reap(8)
+
+
+@pytest.mark.parametrize("start", [0, 65533], ids=["first lap", "where the index wraps"])
+def test_the_device_is_notified_of_the_entry_that_it_named_and_no_other(
+    driver_end: ModuleType, window: Window, start: int
+) -> None:
+    """Whatever is published at once, a notification is wanted just if avail_event is among it (2.7.10)."""
+    ring = make(driver_end, window)
+    at = 0
+
+    def add(count: int) -> bool:
+        nonlocal at
+        for _ in range(count):
+            assert ring.add([(0, 1)], [], "x")
+        wanted = bool(ring.publish())
+        for _ in range(count):
+            head = struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4 + 2 * (at % N))[0]
+            at += 1
+            give_back(window, at & 0xFFFF, head, 0)
+        assert len(ring.reap(8)) == count
+        return wanted
+
+    while at < start:
+        add(1)
+    for count in (1, 2, 3, 4):
+        for event in range(-2, 6):
+            struct.pack_into("<H", window.bytes, LAYOUT.used + 4 + 8 * N, (at + event) & 0xFFFF)
+            assert add(count) == (0 <= event < count), (count, event)
+    assert not ring.publish(), "nothing was published"
+
+
+def test_without_event_idx_the_devices_flag_decides(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window, event_idx=False)
+    for flag, wanted in ((0, True), (1, False), (0xFFFE, True)):
+        struct.pack_into("<H", window.bytes, LAYOUT.used, flag)
+        ring.add([(0, 1)], [], "x")
+        assert ring.publish() == wanted
+    assert not ring.publish()
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_arming_asks_for_the_interrupt_of_a_later_request_and_sees_what_is_done(
+    driver_end: ModuleType, window: Window, event_idx: bool
+) -> None:
+    ring = make(driver_end, window, event_idx=event_idx)
+    ring.disarm()
+    assert struct.unpack_from("<H", window.bytes, LAYOUT.avail)[0] == (0 if event_idx else 1)
+    for after in (1, 3):
+        assert not ring.arm(after)
+        assert struct.unpack_from("<H", window.bytes, LAYOUT.avail)[0] == 0
+        event = struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4 + 2 * N)[0]
+        assert event == (after - 1 if event_idx else 0)
+    ring.add([(0, 1)], [], "x")
+    ring.publish()
+    assert not ring.arm()
+    give_back(window, 1, struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4)[0], 0)
+    assert ring.arm()
+    assert ring.reap(0) == []
+    assert ring.pending()
+    assert ring.reap(1) == [("x", 0)]
+    assert not ring.arm()
+
+
+def test_what_a_ring_has_room_for(driver_end: ModuleType, window: Window) -> None:
+    """Direct chains take a descriptor a part; through tables a request takes one, unless it has one part alone."""
+    direct, tables = make(driver_end, window), make(driver_end, window, tables=TABLES, table_entries=3)
+    assert (direct.longest, tables.longest) == (N, 3)
+    assert direct.add([(0, 1)] * N, [], "all")
+    assert (direct.room, direct.outstanding) == (0, 1)
+    assert tables.add([(0, 1)] * 3, [], "table")
+    assert tables.add([(0, 1)], [], "one")
+    assert (tables.room, tables.outstanding) == (N - 2, 2)
+    heads = struct.unpack_from("<HH", window.bytes, LAYOUT.avail + 4)
+    assert [descriptor(window, LAYOUT.desc + 16 * head)[2] for head in heads] == [DescFlag.INDIRECT, 0]
