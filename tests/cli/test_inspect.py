@@ -240,9 +240,10 @@ class Watched:
         self.fails_at: int | None = None
         self.gone = False
         self.generation = 0
+        self.rom = 0
 
     def region_info(self, index: int) -> RegionReply:
-        sizes = {Region.BAR0: 32 << 10, Region.BAR2: 16 << 20, Region.CONFIG: len(self.config)}
+        sizes = {Region.BAR0: 32 << 10, Region.BAR2: 16 << 20, Region.CONFIG: len(self.config), Region.ROM: self.rom}
         return RegionReply(sizes.get(Region(index), 0), RegionFlag(0), 0, None)
 
     def region_read(self, region: int, offset: int, count: int) -> bytes:
@@ -332,6 +333,15 @@ def test_config_that_never_settles(watched: Watched) -> None:
     watched.generation = 1
     [problem] = inspect_regions(watched).problems
     assert "the block device configuration is not known: it changed" in problem
+
+
+def test_an_expansion_rom_is_found(watched: Watched) -> None:
+    def about_roms() -> list[str]:
+        return [finding.message for finding in inspect_regions(watched).findings if "ROM" in finding.message]
+
+    assert about_roms() == []
+    watched.rom = 65536
+    assert ['"rombar":0' in message for message in about_roms()] == [True]
 
 
 def test_very_many_queues(watched: Watched) -> None:

@@ -10,7 +10,7 @@ import pytest
 from nodma.pci import ConfigSpace, Finding, audit
 from nodma.spec.dmb import SHM_ID, DmbCommonCfg
 from nodma.spec.layout import Layout
-from nodma.spec.pci import BAR_COUNT, BarFlag, Capability, Type0Header, VendorCapability
+from nodma.spec.pci import BAR_COUNT, EXPANSION_ROM, BarFlag, Capability, Type0Header, VendorCapability
 from nodma.spec.virtio import Feature
 from nodma.spec.virtio_pci import (
     CfgType,
@@ -269,3 +269,20 @@ def test_broken_list(assemble: Assemble, good: Good) -> None:
 def test_only_the_list_of_other_devices_is_judged(assemble: Assemble) -> None:
     assert findings(assemble([], vendor_id=0x8086), None) == []
     only(findings(assemble([], vendor_id=0x8086, capabilities=0x10), None), "PCI 6.7", "error", "into the header")
+
+
+@pytest.mark.parametrize("features", [FEATURES, None])
+def test_an_expansion_rom(assemble: Assemble, good: Good, features: int | None) -> None:
+    """It runs in the guest's firmware, which has all that the device is kept from."""
+    raw = assemble(list(good.values()))
+    only(findings(raw, features, {**SIZES, EXPANSION_ROM: 65536}), "PCI 7.5.1.2.4", "warning", '"rombar":0')
+    at = Type0Header.rom_address.offset
+    placed = raw[:at] + (0xFE00_0000).to_bytes(4, "little") + raw[at + 4 :]
+    only(findings(placed, features), "PCI 7.5.1.2.4", "warning", "there is an expansion ROM")
+
+
+def test_an_expansion_rom_of_a_device_that_may_have_all_memory(assemble: Assemble, good: Good) -> None:
+    """Every QEMU network card has one."""
+    del good["swiotlb"]
+    features = FEATURES & ~Feature.SWIOTLB.mask
+    assert findings(assemble(list(good.values())), features, {**SIZES, EXPANSION_ROM: 65536}) == []

@@ -24,8 +24,9 @@ RESOURCE = """\
 nonsense
 0x1 0x2
 0x0000000000000000 0x0000000000000000 0x0000000000000000
-0x00000000feb80000 0x00000000febbffff 0x0000000000046200
+0x0000000000000000 0x0000000000000000 0x0000000000000000
 """
+ROM = "0x00000000feb80000 0x00000000febbffff 0x0000000000046200\n"
 
 
 @pytest.fixture
@@ -46,6 +47,14 @@ def test_function(place: Path, address: str) -> None:
     assert {bar.index: bar.size for bar in report.space.bars} == {0: 32 << 10, 2: 16 << 20}
     assert report.findings == []
     assert report.problems == ()
+
+
+def test_an_expansion_rom_is_found(place: Path) -> None:
+    lines = RESOURCE.splitlines(keepends=True)
+    (place / "resource").write_text("".join([*lines[:6], ROM]))
+    report = read_function("05:00.0", place.parent)
+    assert report.space.rom_size == 0x40000
+    assert [finding.clause for finding in report.findings] == ["PCI 7.5.1.2.4"]
 
 
 def test_without_resource_sizes_are_not_known(place: Path) -> None:

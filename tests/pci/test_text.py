@@ -119,12 +119,12 @@ def report() -> Report:
 
 
 def test_one_line(report: Report) -> None:
-    assert render(report) == BRIEF.splitlines()[0] + ": 1 warning\n"
+    assert render(report) == BRIEF.splitlines()[0] + ": 2 warnings\n"
 
 
 def test_brief(report: Report) -> None:
     first, rest = BRIEF.split("\n", 1)
-    assert render(report, 1) == f"{first}: 1 warning\n{rest}"
+    assert render(report, 1) == f"{first}: 2 warnings\n{rest}"
 
 
 def test_full(report: Report) -> None:
@@ -207,7 +207,7 @@ def test_json(report: Report) -> None:
     assert "SWIOTLB" in record["virtio"]["feature_names"]
     assert record["virtio"]["queues"][1] == {"index": 1, "size": 128, "enabled": False}
     assert record["virtio"]["block"]["capacity"] == 32768
-    assert [finding["clause"] for finding in record["findings"]] == ["SW-P1"]
+    assert [finding["clause"] for finding in record["findings"]] == ["SW-P1", "PCI 7.5.1.2.4"]
 
 
 def check_printable(space: ConfigSpace, state: VirtioState | None) -> None:

@@ -18,7 +18,7 @@ from nodma.pci.probe import read_config
 from nodma.pci.report import QueueState, Report, VirtioState
 from nodma.spec.dmb import DmbCommonCfg
 from nodma.spec.layout import Field
-from nodma.spec.pci import BAR_COUNT, FIRST_CAPABILITY
+from nodma.spec.pci import BAR_COUNT, EXPANSION_ROM, FIRST_CAPABILITY
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import FEATURE_BITS, DeviceType, Feature
 from nodma.spec.virtio_blk import BlkConfig
@@ -61,6 +61,8 @@ def inspect_regions(client: Regions) -> Report:
     for bar in range(BAR_COUNT):
         with reader.trying(f"the size of BAR {bar}"):
             sizes[bar] = _region_size(client, bar)
+    with reader.trying("whether there is an expansion ROM"):
+        sizes[EXPANSION_ROM] = _region_size(client, Region.ROM)
     space = ConfigSpace.parse(raw, sizes)
     state = reader.state(space) if space.is_virtio else None
     return Report(SLOT, space, state, tuple(reader.problems))

@@ -62,6 +62,7 @@ def audit(space: ConfigSpace, features: int | None = None, shm_id: int | None = 
         *_swiotlb(space, features),
         *_dmb(space, features, shm_id),
         *_features(features),
+        *_rom(space, features),
     ]
 
 
@@ -282,6 +283,18 @@ def _features(features: int | None) -> Iterator[Finding]:
             "SW-P1",
             "warning",
             "VIRTIO_F_ACCESS_PLATFORM (bit 33) is not offered: Linux then bypasses its DMA API, and any pool with it",
+        )
+
+
+def _rom(space: ConfigSpace, features: int | None) -> Iterator[Finding]:
+    """Check that a device that is to be kept from guest memory brings no code for the guest's firmware."""
+    restricted = space.virtio_all(CfgType.SWIOTLB) or (features or 0) & (Feature.SWIOTLB.mask | Feature.DMB.mask)
+    if restricted and space.has_rom:
+        yield Finding(
+            "PCI 7.5.1.2.4",
+            "warning",
+            "there is an expansion ROM, which firmware may run with access to all of guest memory:"
+            ' attach the device with "rombar":0',
         )
 
 

@@ -15,6 +15,7 @@ from nodma.spec.pci import (
     BRIDGE_BAR_COUNT,
     CAPABILITY_POINTER_MASK,
     CONFIG_SIZE,
+    EXPANSION_ROM,
     EXTENDED_CONFIG_SIZE,
     FIRST_CAPABILITY,
     HEADER_TYPE_MASK,
@@ -117,7 +118,7 @@ class ConfigSpace:
     """A decoded configuration space. ``broken`` tells what is wrong with the capability list.
 
     It is ``truncated`` if the list goes on beyond the bytes that there are. Unless ``sizes_known``, a BAR may
-    exist that is not in ``bars``: without an address its register may be all zeros.
+    exist that is not in ``bars``: without an address its register may be all zeros. So may that of an expansion ROM.
 
     The ids of a ``virtual_function`` read as ones (PCIe SR-IOV, 9.3.4.1.1); ``header`` has those given to ``parse``.
     """
@@ -130,6 +131,7 @@ class ConfigSpace:
     broken: tuple[str, ...] = field(default=())
     truncated: bool = False
     sizes_known: bool = False
+    rom_size: int = 0
     virtual_function: bool = False
 
     @classmethod
@@ -138,7 +140,7 @@ class ConfigSpace:
     ) -> ConfigSpace:
         """Decode 64, 256 or 4096 bytes; what is missing reads as zeros.
 
-        ``bar_sizes`` (bytes) are not in them, nor are ``ids``, vendor and device, if this is a virtual function.
+        ``bar_sizes`` (bytes; that of the expansion ROM under EXPANSION_ROM) are not in them, nor are ``ids``, vendor and device, if this is a virtual function.
         """
         whole = raw[:EXTENDED_CONFIG_SIZE].ljust(CONFIG_SIZE, b"\0")
         virtual = raw.startswith(_NO_IDS) and any(byte != 0xFF for byte in raw[:FIRST_CAPABILITY])
@@ -163,6 +165,7 @@ class ConfigSpace:
             broken=tuple(broken),
             truncated=truncated,
             sizes_known=bar_sizes is not None,
+            rom_size=(bar_sizes or {}).get(EXPANSION_ROM, 0),
             virtual_function=virtual,
         )
 
@@ -187,6 +190,12 @@ class ConfigSpace:
         if self.header.device_id >= MODERN_DEVICE_BASE:
             return self.header.device_id - MODERN_DEVICE_BASE
         return self.header.subsystem_id
+
+    @property
+    def has_rom(self) -> bool:
+        """Whether there is an expansion ROM, as far as is known."""
+        normal = self.header.header_type & HEADER_TYPE_MASK == HeaderType.NORMAL
+        return self.answers and normal and bool(self.rom_size or self.header.rom_address)
 
     def bar(self, index: int) -> Bar | None:
         """Return a BAR, if it exists."""

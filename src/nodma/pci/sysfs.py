@@ -11,7 +11,7 @@ from nodma.errors import Unavailable, UsageError
 from nodma.pci.config import ConfigSpace
 from nodma.pci.probe import read_config
 from nodma.pci.report import Report
-from nodma.spec.pci import BAR_COUNT, FIRST_CAPABILITY
+from nodma.spec.pci import EXPANSION_ROM, FIRST_CAPABILITY
 
 ROOT: Final = Path("/sys/bus/pci/devices")
 _ADDRESS: Final = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", re.IGNORECASE | re.ASCII)
@@ -76,7 +76,7 @@ def _read_config(path: Path, slot: str) -> bytes:
 
 
 def bar_sizes(path: Path) -> dict[int, int] | None:
-    """Return the sizes of the BARs that exist; None if not known.
+    """Return the sizes of the BARs that exist, and of an expansion ROM; None if not known.
 
     A line of the ``resource`` file at ``path`` has first and last address, and flags.
     """
@@ -86,7 +86,7 @@ def bar_sizes(path: Path) -> dict[int, int] | None:
     except OSError:
         return None  # sizes are not in the configuration space: without them less is checked
     sizes = {}
-    for index, line in enumerate(lines[:BAR_COUNT]):
+    for index, line in enumerate(lines[: EXPANSION_ROM + 1]):
         try:
             first, last, flags = (int(word, 16) for word in line.split())
         except ValueError:

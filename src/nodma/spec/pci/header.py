@@ -131,6 +131,8 @@ class BarFlag(IntFlag):
 BAR_TYPE_MASK: Final = 0x6
 BAR_MEM_MASK: Final = ~0xF & 0xFFFFFFFF
 BAR_IO_MASK: Final = ~0x3 & 0xFFFFFFFF
+EXPANSION_ROM: Final = 6
+"""The expansion ROM's place after the BARs, in Linux's resource files and in vfio's regions."""
 ROM_ENABLE: Final = 1
 ROM_MASK: Final = ~0x7FF & 0xFFFFFFFF
 HEADER_TYPE_MASK: Final = 0x7F
