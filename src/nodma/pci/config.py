@@ -140,7 +140,8 @@ class ConfigSpace:
     ) -> ConfigSpace:
         """Decode 64, 256 or 4096 bytes; what is missing reads as zeros.
 
-        ``bar_sizes`` (bytes; that of the expansion ROM under EXPANSION_ROM) are not in them, nor are ``ids``, vendor and device, if this is a virtual function.
+        ``bar_sizes`` (bytes) are not in them, nor are ``ids``, vendor and device, if this is a virtual function. The
+        size of an expansion ROM is that of EXPANSION_ROM.
         """
         whole = raw[:EXTENDED_CONFIG_SIZE].ljust(CONFIG_SIZE, b"\0")
         virtual = raw.startswith(_NO_IDS) and any(byte != 0xFF for byte in raw[:FIRST_CAPABILITY])
