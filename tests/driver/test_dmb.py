@@ -104,6 +104,7 @@ def test_without_what_it_needs_the_feature_is_not_accepted(served: Any) -> None:
 
 
 def test_platform_order_is_accepted_where_it_is_offered(served: Any) -> None:
+    """With VERSION_1 and ACCESS_PLATFORM, the feature needs it (DMB-D1)."""
     served.function.core.offered |= Feature.ORDER_PLATFORM.mask
     with served.running(), VirtioPci(VfioUserBus.connect(served.path)) as device:
         assert device.negotiate(0) & Feature.ORDER_PLATFORM.mask

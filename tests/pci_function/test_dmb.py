@@ -107,6 +107,7 @@ def test_a_buffer_that_is_not_inside_is_caught_and_not_followed(disk: Any, offse
 
 
 def test_offsets_stay_what_they_are_wherever_the_bar_is(disk: Any) -> None:
+    """An address is never taken for one of the bus (DMB-V3)."""
     disk.start(base=0)
     for base, command in ((0x77_0000_0000, 2), (0x77_0000_0000, 0), (0x10_0000_0000, 2)):
         disk.registers.place(base, command=command)
@@ -116,6 +117,7 @@ def test_offsets_stay_what_they_are_wherever_the_bar_is(disk: Any) -> None:
 
 
 def test_a_reset_leaves_the_region_where_and_what_it_was(disk: Any) -> None:
+    """Queues may survive it (DMB-V7)."""
     disk.start(base=0)
     before = disk.function.read(Region.CONFIG, 0, 256)
     disk.function.window.view(0xA000, 4)[:] = b"keep"
@@ -126,6 +128,7 @@ def test_a_reset_leaves_the_region_where_and_what_it_was(disk: Any) -> None:
 
 @given(data=st.data())
 def test_only_offsets_from_1_to_the_end_are_ever_touched(make_disk: Callable[..., Any], data: st.DataObject) -> None:
+    """Nothing outside is touched, whatever the address and the length (DMB-V4, DMB-V5)."""
     disk = make_disk(LAYOUT, profile=DMB)
     disk.start(base=0)
     near = st.sampled_from([0, 1, 2, POOL - 1, POOL, 1 << 32, 2**64 - 1]).map(lambda edge: (edge, 3))

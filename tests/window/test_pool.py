@@ -91,6 +91,7 @@ def test_unmapping_twice_is_refused(window: Window) -> None:
 
 
 def test_a_full_pool_makes_the_caller_wait_for_another_thread(window: Window) -> None:
+    """It is back-pressure, not an error (DMB-D3)."""
     pool = BouncePool(window, 0, SLOT)
     held = pool.map(1, Direction.FROM_DEVICE)
     assert pool.try_map(1, Direction.FROM_DEVICE) is None
@@ -107,6 +108,7 @@ def test_a_full_pool_makes_the_caller_wait_for_another_thread(window: Window) ->
 
 
 def test_a_full_pool_asks_its_owner_to_reclaim(window: Window) -> None:
+    """It is back-pressure, not an error (DMB-D3)."""
     pool = BouncePool(window, 0, 2 * SLOT, reclaim=lambda: pool.unmap(held.pop()))
     held = [pool.map(1, Direction.FROM_DEVICE) for _ in range(2)]
     pool.map(2 * SLOT, Direction.FROM_DEVICE)

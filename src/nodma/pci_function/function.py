@@ -195,7 +195,8 @@ class PciFunction:
         """Reset the function as FLR and VFIO's reset do: all but its configuration space.
 
         VFIO saves and restores that around a reset. A VMM relies on it: QEMU answers its guest's reads of
-        the BARs from its own copy, and a guest that finds them unchanged after FLR does not write them again.
+        the BARs from its own copy, and a guest that finds them unchanged after FLR does not write them again. So the
+        window stays where it is, too (DMB-V7).
         """
         with self.core.paused_queues():
             self._common.reset()

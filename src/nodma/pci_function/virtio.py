@@ -268,7 +268,7 @@ class VirtioCore:
         return Guarded(self.fail, f"{type(self.device).__name__}: {what}")
 
     def _features_ok(self) -> bool:
-        """Check what the driver accepted (2.2, SW-V1)."""
+        """Check what the driver accepted (2.2, SW-V1, DMB-V6)."""
         missing = self.accepted & ~self.offered
         if self._unfit:
             self.reason = self._unfit

@@ -127,7 +127,7 @@ class DeviceRing:
 
     An address in a descriptor is good if it, less ``base``, lies in ``[first, limit)`` of the window and
     so does all that it begins; the profile says which these are. ``base`` may be set anew when the window
-    moves. Raises BadRing if the parts of the queue do not lie in there, aligned as they must be.
+    moves. Raises BadRing if the parts of the queue do not lie in there, aligned as they must be (DMB-V4).
     """
 
     def __init__(
@@ -225,7 +225,10 @@ class DeviceRing:
         return done
 
     def _walk(self, batch: Batch, count: int) -> int:
-        """Walk the next ``count`` chains; each number is read once. Gives how many are whole."""
+        """Walk the next ``count`` chains; return how many are whole.
+
+        Each number is read once, and checked where it is read (SW-D2, DMB-V4, DMB-V5).
+        """
         memory = self.memory
         avail = self._avail
         mask = self._mask

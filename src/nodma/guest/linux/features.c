@@ -23,7 +23,8 @@ u64 nodma_features_offered(struct virtio_device *vdev)
 
 /*
  * Accept the profile's feature (SW-D1, DMB-D1). The ring core asks for ACCESS_PLATFORM before it uses the DMA API, so
- * that is set on the driver's side at least; where the device does not offer it, it is not told of it.
+ * that is set on the driver's side at least; where the device does not offer it, it is not told of it. A device that
+ * does not offer the profile's feature is bounced all the same (SW-D3).
  */
 static int nodma_finalize_features(struct virtio_device *vdev)
 {
