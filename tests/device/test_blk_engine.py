@@ -203,3 +203,43 @@ def test_more_requests_than_can_be_outstanding_are_done_all_the_same(helped: Hel
         assert helped.engine.serve(4) == IDLE
     helped.engine.drain(30.0)
     assert helped.device.statistics()["flushes"] == N * 39
+
+
+def offer_in_parts(helped: Helped, kind: int, sector: int, parts: int) -> int:
+    """Offer one request with so many parts for its data, 512 bytes in all, indirect; return where its status is."""
+    table, cell, data, status = 0x10000, CELL, DATA, DATA + PAGE
+    BlkRequest.codec.pack_into(helped.window.bytes, cell, kind, 0, sector)
+    helped.window.bytes[status] = 0xFF
+    cuts = [(data + at, 1) for at in range(parts - 1)] + [(data + parts - 1, 512 - parts + 1)]
+    chain = [(cell, 16, 0), *((at, length, DescFlag.WRITE) for at, length in cuts), (status, 1, DescFlag.WRITE)]
+    for index, (at, length, flag) in enumerate(chain):
+        following = index + 1 if index + 1 < len(chain) else 0
+        flag |= DescFlag.NEXT if following else 0
+        Descriptor.codec.pack_into(helped.window.bytes, table + 16 * index, at, length, flag, following)
+    Descriptor.codec.pack_into(helped.window.bytes, LAYOUT.desc, table, 16 * len(chain), DescFlag.INDIRECT, 0)
+    struct.pack_into("<HHH", helped.window.bytes, LAYOUT.avail, 0, 1, 0)
+    return status
+
+
+@pytest.mark.parametrize(("parts", "left"), [(127, 1), (128, 1), (129, 0), (500, 0)])
+def test_a_request_of_more_parts_than_can_be_remembered_is_not_left_to_a_helper(
+    helped: Helped, parts: int, left: int
+) -> None:
+    """Their offsets would be written beyond the memory that is there for them."""
+    status = offer_in_parts(helped, BlkType.GET_ID, 0, parts)
+    assert helped.engine.serve(4) == IDLE
+    assert helped.engine.outstanding == left
+    assert helped.engine.drain(30.0)
+    assert helped.window.bytes[status] == BlkStatus.OK
+    assert bytes(helped.window.view(DATA, 20)) == b"helped".ljust(20, b"\0")
+
+
+@pytest.mark.parametrize("parts", [127, 128, 129, 500])
+def test_a_read_in_many_parts_is_whole(helped: Helped, tmp_path: Path, parts: int) -> None:
+    helped.engine.durable = True
+    os.posix_fadvise(helped.device.image.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    status = offer_in_parts(helped, BlkType.IN, 5, parts)
+    assert helped.engine.serve(4) == IDLE
+    assert helped.engine.drain(30.0)
+    assert helped.window.bytes[status] == BlkStatus.OK
+    assert bytes(helped.window.view(DATA, 512)) == (tmp_path / "image").read_bytes()[5 * 512 : 6 * 512]

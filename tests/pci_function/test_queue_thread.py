@@ -13,6 +13,7 @@ import pytest
 
 from nodma.builds import load_interpreted
 from nodma.pci_function import PciFunction
+from nodma.pci_function.queue_thread import QueueThread
 from nodma.ring import RingLayout
 from nodma.spec.pci import Command, MsixControl
 from nodma.spec.vfio_user import Region
@@ -122,6 +123,25 @@ def test_a_masked_vector_stays_pending_until_it_is_unmasked(disk: Disk) -> None:
     assert disk.interrupted()
 
 
+def test_the_function_mask_holds_back_what_a_queues_thread_interrupts_for(disk: Disk) -> None:
+    """The thread signals the eventfd itself: it must not while all vectors are masked (PCI 3.0, 6.8.2.3)."""
+    control = disk.function._msix_at + 2
+    disk.start()
+    disk.function.write(
+        Region.CONFIG, control, int(MsixControl.ENABLE | MsixControl.FUNCTION_MASK).to_bytes(2, "little")
+    )
+    disk.offer()
+    disk.attend()
+    assert not select.select([disk.vector], [], [], 0)[0]
+    assert disk.function.read(0, 0x6000, 1) == b"\2", "it is pending"
+    disk.function.write(Region.CONFIG, control, int(MsixControl.ENABLE).to_bytes(2, "little"))
+    assert disk.interrupted()
+    assert disk.function.read(0, 0x6000, 1) == b"\0"
+    disk.ring.reap(4)
+    disk.offer()
+    assert disk.interrupted(), "and the thread does it itself again"
+
+
 def test_interrupts_that_the_vmms_thread_has_to_give_are_urgent(disk: Disk) -> None:
     assert not disk.core.main_thread_must_interrupt
     disk.start()
@@ -134,6 +154,58 @@ def test_interrupts_that_the_vmms_thread_has_to_give_are_urgent(disk: Disk) -> N
     assert disk.function.main_thread_must_interrupt
     disk.registers.set(CommonCfg.device_status, 0)
     assert not disk.function.main_thread_must_interrupt
+
+
+def test_of_nested_pauses_the_outermost_ends_it(disk: Disk) -> None:
+    disk.start()
+    thread = disk.core.queues[0].thread
+    assert thread
+    assert is_running(thread)
+    with disk.core.paused_queues():
+        with disk.core.paused_queues():
+            assert not is_running(thread)
+        assert not is_running(thread)
+        disk.registers.notify()
+        disk.function.write(0, 0x2000, b"")  # each write of a register pauses, too
+        assert not is_running(thread)
+    assert is_running(thread)
+    disk.offer()
+    assert disk.interrupted()
+
+
+def test_an_exception_inside_a_pause_ends_the_pause(disk: Disk) -> None:
+    disk.start()
+    thread = disk.core.queues[0].thread
+    assert thread
+    with pytest.raises(ZeroDivisionError), disk.core.paused_queues():
+        raise ZeroDivisionError
+    assert is_running(thread)
+
+
+def is_running(thread: QueueThread) -> bool:
+    """Whether the thread may serve."""
+    return thread._state.name == "RUNNING"
+
+
+def test_a_queue_that_is_reset_signals_no_vector_for_what_ends_then(disk: Disk) -> None:
+    """By then the eventfd may be another's, or closed, and its number another file's."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*words: Any) -> int:
+        begun.set()
+        assert go_on.wait(SECONDS)
+        return BlkStatus.OK
+
+    disk.function.device._handle_rare = slow  # type: ignore[attr-defined]
+    disk.start()
+    disk.offer(BlkType.GET_ID)
+    assert begun.wait(SECONDS)
+    threading.Timer(0.05, go_on.set).start()
+    disk.registers.set(CommonCfg.device_status, 0)
+    while disk.registers.status:
+        disk.function.service()
+    assert not select.select([disk.vector], [], [], 0)[0]
+    assert disk.core.counters.requests == 1
 
 
 def test_a_queue_may_be_enabled_late(disk: Disk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nodma.errors import Disconnected, UsageError
+from nodma.errors import Disconnected, NodmaError, UsageError
 from nodma.pci import ConfigSpace
 from nodma.pci_function import PoolKeeper, RemoteKeeper, SharedPoolConfig
 from nodma.pci_function.shared_window import SharedWindow
@@ -204,6 +205,25 @@ def test_a_keeper_in_another_process_hands_out_the_one_descriptor(keeper: PoolKe
     assert far.window.view(0, 12).tobytes() == bytes(8) + b"new."
     near.close()
     far.close()
+
+
+def test_only_the_owner_has_the_window_renewed(keeper: PoolKeeper) -> None:
+    """Another function's client, however hostile, takes no pool away from under its neighbours."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mine = SharedWindow(keeper, POOL, owner=True)
+    mine.window.view(0, 4)[:] = b"mine"
+    answered = threading.Thread(target=keeper.answer, args=(there,), kwargs={"owner": False})
+    answered.start()
+    with here, there:
+        with contextlib.suppress(NodmaError):  # it may well be told so
+            RemoteKeeper(here).renew()
+        answered.join(timeout=30)
+    assert not mine.stale
+    assert not mine.refresh()
+    assert mine.window.view(0, 4).tobytes() == b"mine"
+    mine.renew()
+    assert mine.window.view(0, 4).tobytes() == bytes(4)
+    mine.close()
 
 
 def test_windows_come_and_go_without_a_descriptor_left(
