@@ -95,7 +95,7 @@ def run_long(
     timer = threading.Timer(seconds, expire)
     timer.start()
     try:
-        with process, log.open("w") as file:
+        with process, log.open("w", buffering=1) as file:
             try:
                 assert process.stdout
                 for line in process.stdout:

@@ -4,19 +4,19 @@ set -eu
 cd /build
 export KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=nodma KBUILD_BUILD_HOST=nodma
 config=/build/debug-kernel.config
+source=/build/linux-source-6.12
 
-kbuild() { nice -n 10 make -C /build/source O=/build/out CC=gcc-14 HOSTCC=gcc-14 -j"$(nproc)" "$@"; }
+kbuild() { nice -n 10 make -C "$source" O=/build/out CC=gcc-14 HOSTCC=gcc-14 -j"$(nproc)" "$@"; }
 
 if ! [ -e unpacked ]; then
-	echo "  UNPACK  $(echo /usr/src/linux-source-*.tar.xz)"
-	rm -rf source
-	mkdir source
-	tar -xf /usr/src/linux-source-*.tar.xz -C source --strip-components=1
+	echo "  UNPACK  $source"
+	rm -rf "$source"
+	tar -xf "/usr/src/${source##*/}.tar.xz"
 	touch unpacked
 fi
 
 kbuild tinyconfig >/build/config.log 2>&1 || { cat /build/config.log; exit 1; }
-source/scripts/kconfig/merge_config.sh -m -O out out/.config "$config" >/build/config.log
+"$source/scripts/kconfig/merge_config.sh" -m -O out out/.config "$config" >/build/config.log
 kbuild olddefconfig >>/build/config.log 2>&1 || { cat /build/config.log; exit 1; }
 
 # An option that the kernel renamed, or whose conditions do not hold, would be lost without a word.

@@ -57,7 +57,7 @@ _APPEND: Final = (
 """Emulated on a busy machine, a processor may stand still for a while, and no fault of the guest's is it."""
 
 _SECONDS: Final = 3 * 3600.0
-_STEPS: Final = 1700
+_STEPS: Final = 2100
 """Lines that the build prints, about: they measure its progress."""
 
 _STEP: Final = re.compile(r"  [A-Z]+ +\S")

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -116,7 +117,8 @@ class Machine:
             self._process.kill()
         self._process.wait()
         if self._control:
-            self._control.close()
+            with suppress(EOFError, OSError):  # QEMU is gone, and its end of the connection with it
+                self._control.close()
         self._control_socket.close()
         self.console.close()
         self._results.close()
@@ -130,6 +132,18 @@ class Machine:
         if "error" in answer:
             raise GuestError(f"QEMU refused {command}: {answer['error']['desc']}")
         return answer["return"]
+
+    def expect_event(self, name: str, seconds: float) -> None:
+        """Wait until QEMU reports an event, as SUSPEND. Raises GuestError if it takes longer."""
+        deadline = time.monotonic() + seconds * self._slowness
+        self.control("query-status")  # connects
+        assert self._control
+        while (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                event = self._control.pull_event(wait=left)
+                if event and event["event"] == name:
+                    return
+        raise GuestError(f"QEMU did not report {name} in time; {self.console.tail()}")
 
     def wait(self, seconds: float) -> None:
         """Wait until the guest has powered off. Raises GuestError, with its last words, if it does not."""

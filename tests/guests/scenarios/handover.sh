@@ -1,0 +1,34 @@
+# Gives the function to another driver and back, three times, while the disk is written to.
+set -e
+. /job/load.sh
+function=0000:00:05.0
+pci=/sys/bus/pci/devices/$function
+other=$(cat /job/driver)
+records=0
+idle=$(cat $pci/virtio*/nodma/used)
+for round in 0 1 2; do
+	disk=$(disk_of $function)
+	record $disk $records
+	records=$((records + 1))
+	noise_begin $disk
+	echo $other >$pci/driver_override
+	echo $function >/sys/bus/pci/drivers/virtio-pci/unbind
+	wait
+	rm /tmp/noise
+	echo $function >/sys/bus/pci/drivers_probe
+	[ "$(basename $(readlink $pci/driver))" = $other ]
+	[ ! -e /job/use.py ] || python3 /job/use.py $function >>/out/used
+	ls /sys/class/uio /dev/vfio >>/out/seen 2>/dev/null || :
+	echo $function >/sys/bus/pci/drivers/$other/unbind
+	echo >$pci/driver_override
+	echo $function >/sys/bus/pci/drivers_probe
+	disk=$(disk_of $function)
+	[ "$(basename $(readlink $pci/virtio*/driver))" = virtio_blk ]
+	check_records $disk $records
+	check_slots $function $idle
+	echo $round >>/out/rounds
+done
+load_begin $disk
+load_moves
+load_end
+check_slots $function $idle
