@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 from nodma.builds import is_compiled, load_interpreted
 from nodma.device import BlockDevice
 from nodma.device.image import Image
+from nodma.loop import Loop
 from nodma.pci_function import PciFunction
 from nodma.spec.pci import Command, Type0Header
 from nodma.spec.vfio_user import Region
@@ -157,19 +158,24 @@ class Served:
         self.function = function
         self.path = path
         self.listener = make_listener(path)
-        self.server = Server(function, self.listener.socket)
+        self.loop = Loop()
+        self.server = Server(function, self.listener.socket, self.loop)
 
     @contextmanager
     def running(self) -> Iterator[Served]:
-        thread = threading.Thread(target=self.server.run, name="device")
+        thread = threading.Thread(target=self.run, name="device")
         thread.start()
         try:
             yield self
         finally:
-            self.server.stop()
+            self.loop.stop()
             thread.join(timeout=30)
             assert not thread.is_alive()
             self.close()
+
+    def run(self) -> None:
+        self.loop.run()
+        self.server.finish(2.0)
 
     def connect(self) -> socket.socket:
         """A raw client."""
@@ -180,6 +186,7 @@ class Served:
 
     def close(self) -> None:
         self.server.close()
+        self.loop.close()
         self.listener.remove()
 
 

@@ -92,7 +92,7 @@ def test_an_eventfd_that_its_client_has_block_does_not_stop_the_device(tmp_path:
         assert client.region_read(Region.CONFIG, 0, 2) == VIRTIO_VENDOR.to_bytes(2, "little")
         os.close(eventfd)
         process.terminate()
-        assert "made to block" in process.communicate(timeout=30)[1]
+        assert "made a full eventfd blocking" in process.communicate(timeout=30)[1]
         assert process.returncode == 0
 
 

@@ -181,7 +181,7 @@ def test_an_owner_whose_server_ends_takes_nobody_along(make_slot: Callable[..., 
     with make_slot() as served, open_slot(served.sockets) as slot:
         _, sharer = disks(slot)
         sharer.pwrite(b"before", 0)
-        served.served[0].server.stop()
+        served.served[0].loop.stop()
         for _ in range(100):
             sharer.pwrite(b"after!", 512)
         assert sharer.pread(6, 0) + sharer.pread(6, 512) == b"beforeafter!"

@@ -20,6 +20,7 @@ from nodma.guest.console import Console
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
 from nodma.hosting.process import DeviceProcess, Served
+from nodma.loop import Loop
 from nodma.pci_function import PciFunction
 from nodma.vfio_user import Server
 from nodma.vfio_user.listener import make_listener
@@ -138,15 +139,17 @@ class Run:
 def serving(function: PciFunction, path: Path) -> Iterator[PciFunction]:
     """Serve a function by a thread of this process."""
     listener = make_listener(path)
-    server = Server(function, listener.socket)
-    thread = threading.Thread(target=server.run, name=path.stem)
+    loop = Loop()
+    server = Server(function, listener.socket, loop)
+    thread = threading.Thread(target=loop.run, name=path.stem)
     thread.start()
     try:
         yield function
     finally:
-        server.stop()
+        loop.stop()
         thread.join(timeout=30)
         server.close()
+        loop.close()
         listener.remove()
         function.close()
         assert not thread.is_alive()

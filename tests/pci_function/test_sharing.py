@@ -110,12 +110,12 @@ def test_of_several_regions_the_one_with_the_queue_is_the_owners(sharer: Any) ->
 
 def test_requests_wait_while_the_owners_bar_is_gone_and_follow_it(sharer: Any) -> None:
     told(sharer, BASE).start()
-    sharer.function.dma_unmapped(BASE, POOL)
+    sharer.function.dma_unmapped({BASE: POOL})
     assert not reads(sharer)
     told(sharer, BASE)
     sharer.work()
     assert sharer.ring.reap(1) == [("read", 513)]
-    sharer.function.dma_unmapped(BASE, POOL)
+    sharer.function.dma_unmapped({BASE: POOL})
     told(sharer, ELSEWHERE)
     assert reads(sharer, ELSEWHERE)
     assert not reads(sharer, BASE)  # where it was
@@ -124,7 +124,7 @@ def test_requests_wait_while_the_owners_bar_is_gone_and_follow_it(sharer: Any) -
 
 def test_where_it_went_is_not_guessed(sharer: Any) -> None:
     told(sharer, BASE).start()
-    sharer.function.dma_unmapped(BASE, POOL)
+    sharer.function.dma_unmapped({BASE: POOL})
     told(sharer, ELSEWHERE, ELSEWHERE + POOL)
     assert sharer.registers.status & Status.DEVICE_NEEDS_RESET
     assert "the BAR of function 0 moved, and 2 regions could be it now" in sharer.core.reason
@@ -153,7 +153,7 @@ def test_the_owners_client_takes_the_window_along_and_the_sharers_does_not(owner
 
 def test_an_owner_with_another_window_is_not_taken_for_the_one_before(owner: Any, sharer: Any) -> None:
     told(sharer, BASE).start()
-    sharer.function.dma_unmapped(BASE, POOL)
+    sharer.function.dma_unmapped({BASE: POOL})
     owner.function.detach()
     told(sharer, BASE)  # another client of the owner's put its BAR there
     assert "function 0 has another window by now" in sharer.core.reason

@@ -15,6 +15,7 @@ import pytest
 from nodma import builds
 from nodma.spec.vfio_user import Cmd, Header, MsgFlag, Version
 from nodma.vfio_user.connection import Connection
+from nodma.vfio_user.descriptors import Descriptors
 
 TYPE_REPLY = 1
 
@@ -121,7 +122,7 @@ def pair(stream: ModuleType, count_descriptors: Callable[[], int]) -> Iterator[t
     """A connection, and its client's end."""
     before = count_descriptors()
     ours, theirs = socket.socketpair(socket.AF_UNIX)
-    connection = stream.Connection(ours)
+    connection = stream.Connection(ours, Descriptors())
     yield connection, theirs
     connection.close()
     theirs.close()

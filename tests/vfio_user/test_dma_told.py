@@ -19,7 +19,7 @@ def told(served: Any) -> list[tuple[str, int, int]]:
     """What the function behind the server is told of."""
     events: list[tuple[str, int, int]] = []
     served.function.dma_mapped = lambda address, size: events.append(("mapped", address, size))
-    served.function.dma_unmapped = lambda address, size: events.append(("unmapped", address, size))
+    served.function.dma_unmapped = lambda regions: events.extend(("unmapped", *region) for region in regions.items())
     return events
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from nodma.device import BlockDevice
 from nodma.device.image import Image
+from nodma.loop import Loop
 from nodma.pci_function import PciFunction
 from nodma.ring import RingLayout
 from nodma.spec.vfio_user import Cmd, Header, RegionAccess, Version
@@ -41,7 +42,8 @@ class Stepped:
         self.function = PciFunction(BlockDevice(Image(self.image), pool=POOL), pool=POOL)
         self.path = directory / "s"
         self.listener = make_listener(self.path)
-        self.server = Server(self.function, self.listener.socket)
+        self.loop = Loop()
+        self.server = Server(self.function, self.listener.socket, self.loop)
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -54,7 +56,7 @@ class Stepped:
         got = b""
         for _ in range(1000):
             messages, clients = self.server.messages, self.server.clients
-            busy = self.server.step(0)
+            busy = self.loop.step(0)
             part = b""
             if sock is not None:
                 try:
@@ -76,6 +78,7 @@ class Stepped:
 
     def close(self) -> None:
         self.server.close()
+        self.loop.close()
         self.listener.remove()
         self.function.close()
 
@@ -254,7 +257,7 @@ def test_a_client_that_reads_late_gets_every_reply(stepped: Stepped) -> None:
             with suppress(BlockingIOError):
                 at += sock.send(stream[at:])
             for _ in range(5):
-                stepped.server.step(0)
+                stepped.loop.step(0)
             if stepped.server._connection and stepped.server._connection.blocked:
                 got += stepped.settle(sock)
         got += stepped.settle(sock)

@@ -444,7 +444,7 @@ def test_a_server_stops_while_a_client_speaks(client: Any, served: Any) -> None:
 
     speaker = threading.Thread(target=speak)
     speaker.start()
-    served.server.stop()
+    served.loop.stop()
     speaker.join(timeout=30)
     assert not speaker.is_alive()
 
@@ -469,7 +469,7 @@ def test_a_client_that_says_nothing_is_let_go(make_served: Any, monkeypatch: pyt
     monkeypatch.setattr(server_module, "HANDSHAKE_SECONDS", 0.0)
     served = make_served()
     silent = served.connect()
-    served.server.step()  # accepts it, and its time is over at once
+    served.loop.step()  # accepts it, and its time is over at once
     assert not served.server.connected
     assert silent.recv(1) == b""
     silent.close()

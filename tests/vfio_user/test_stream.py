@@ -19,7 +19,7 @@ def message(serial: int, payload: bytes = b"") -> bytes:
 def take(connection: Connection) -> list[tuple[int, bytes, int]]:
     """Serial, payload and number of descriptors of each message that is there; the descriptors are closed."""
     found = []
-    for msg_id, _, _, payload, fds in connection.messages():
+    for msg_id, _, _, payload, fds, _ in connection.messages():
         found.append((msg_id, bytes(payload or b""), len(fds)))
         for fd in fds:
             os.close(fd)
@@ -28,7 +28,7 @@ def take(connection: Connection) -> list[tuple[int, bytes, int]]:
 
 def test_descriptors_go_with_the_message_that_they_came_with(pair: tuple[Connection, socket.socket]) -> None:
     connection, theirs = pair
-    fd = os.memfd_create("x")
+    fd = os.eventfd(0)
     theirs.sendall(message(1) + message(2, b"two"))
     socket.send_fds(theirs, [message(3, b"three")], [fd, fd])
     theirs.sendall(message(4))
@@ -43,7 +43,7 @@ def test_descriptors_go_with_the_message_that_they_came_with(pair: tuple[Connect
 
 def test_descriptors_with_half_a_message_wait_for_the_rest(pair: tuple[Connection, socket.socket]) -> None:
     connection, theirs = pair
-    fd = os.memfd_create("x")
+    fd = os.eventfd(0)
     whole = message(1, b"payload")
     socket.send_fds(theirs, [whole[:10]], [fd])
     connection.receive()
@@ -58,7 +58,7 @@ def test_descriptors_with_half_a_message_wait_for_the_rest(pair: tuple[Connectio
 
 def test_more_descriptors_than_any_message_may_have_are_dropped(pair: tuple[Connection, socket.socket]) -> None:
     connection, theirs = pair
-    fd = os.memfd_create("x")
+    fd = os.eventfd(0)
     socket.send_fds(theirs, [message(1)], [fd] * 100)
     os.close(fd)
     connection.receive()

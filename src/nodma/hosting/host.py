@@ -14,8 +14,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -26,6 +25,7 @@ from nodma.device.base import Device
 from nodma.errors import NodmaError, Unavailable, UsageError
 from nodma.hosting.process import end_with_parent, qemu_device
 from nodma.hosting.ratelimit import RateLimit
+from nodma.loop import Loop
 from nodma.pci_function import PciFunction, RemoteKeeper, SharedPoolConfig
 from nodma.ring import COMPILED
 from nodma.spec.profiles import PROFILES, SWIOTLB, Policy
@@ -35,7 +35,7 @@ from nodma.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
 
-_TICK_SECONDS: Final = 1.0
+_FINISH_SECONDS: Final = 2.0
 _POLL_NS: Final = 1_000_000
 _BRIEF_POLL_NS: Final = 200_000  # what a notification costs: it goes from the guest to the VMM to the device, and back
 
@@ -153,15 +153,17 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
         raise
     try:
         listener = make_listener(options.socket_path) if options.socket_path else adopt_listener(options.fd or 0)
-        server = Server(function, listener.socket)
+        loop = Loop()
+        server = Server(function, listener.socket, loop)
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: server.stop())
+                signal.signal(number, lambda *_: loop.stop())
             _announce(options, function.describe(), listener.path)
-            with _nothing_waits():
-                server.run()
+            loop.run()
+            server.finish(_FINISH_SECONDS)
         finally:
             server.close()
+            loop.close()
             listener.remove()
     finally:
         function.close()
@@ -171,22 +173,6 @@ def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> 
 def poll_ns(poll: bool) -> int:
     """Give how long, in ns, a queue is polled after its last request at most. Where it does not pay off it is less."""
     return _POLL_NS if poll else _BRIEF_POLL_NS
-
-
-@contextmanager
-def _nothing_waits() -> Iterator[None]:
-    """Have a tick interrupt whatever system call waits in the main thread.
-
-    Python takes up again those that may wait. A write to an eventfd is none of them: a client that fills one and
-    has it block, behind our back, holds the device up until the next tick and no longer. The same signal interrupts
-    a queue's thread that such a write keeps from being paused.
-    """
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, _TICK_SECONDS, _TICK_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def start_log(verbose: int) -> None:

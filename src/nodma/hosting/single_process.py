@@ -1,8 +1,7 @@
-"""Run all functions of a slot in one process, each in a thread."""
+"""Run all functions of a slot in one process, on one loop."""
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nodma.errors import UsageError
 from nodma.hosting.host import poll_ns, report
 from nodma.hosting.slot_config import FunctionConfig, Role, SlotConfig
 from nodma.hosting.slot_devices import block_device
+from nodma.loop import Loop
 from nodma.pci_function import PciFunction, PoolKeeper, SharedPoolConfig
 from nodma.spec.profiles import PROFILES, Policy
 from nodma.vfio_user.listener import Listener, make_listener
@@ -26,6 +26,7 @@ class SingleProcess:
         self.servers: list[Server] = []
         self.functions: list[PciFunction] = []
         self._stack = ExitStack()
+        self.loop = Loop()
 
     def __enter__(self) -> SingleProcess:
         """Make them. Raises NodmaError, and leaves nothing behind, if one cannot be served."""
@@ -41,26 +42,23 @@ class SingleProcess:
     def __exit__(self, *_: object) -> None:
         """Close them all."""
         self._stack.close()
+        self.loop.close()
 
     def _make(self, config: FunctionConfig, keeper: PoolKeeper | None, stack: ExitStack) -> None:
         function = _function(self.slot, config, keeper)
         stack.callback(function.close)
         listener: Listener = make_listener(config.socket)
         stack.callback(listener.remove)
-        server = Server(function, listener.socket)
+        server = Server(function, listener.socket, self.loop)
         stack.callback(server.close)
         self.functions.append(function)
         self.servers.append(server)
 
     def run(self) -> list[dict[str, Any]]:
         """Serve until :meth:`stop`; then give what each reported."""
-        threads = [
-            threading.Thread(target=server.run, name=f"function {number}") for number, server in enumerate(self.servers)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        self.loop.run()
+        for server in self.servers:
+            server.finish(2.0 / len(self.servers))
         pairs = zip(self.functions, self.servers, strict=True)
         return [
             {"function": number, "status": 0, "report": report(function, server)}
@@ -69,8 +67,7 @@ class SingleProcess:
 
     def stop(self) -> None:
         """Have :meth:`run` return soon. May be called from a signal handler."""
-        for server in self.servers:
-            server.stop()
+        self.loop.stop()
 
 
 def _function(slot: SlotConfig, config: FunctionConfig, keeper: PoolKeeper | None) -> PciFunction:

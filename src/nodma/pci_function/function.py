@@ -7,7 +7,8 @@ window, and no access to it takes a message.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -158,11 +159,26 @@ class PciFunction:
         size, _ = self._readers.get(region, _NOWHERE)
         if not 0 <= offset <= offset + len(data) <= size:
             raise _outside(region, size, offset, len(data))
-        if region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(AREA - 1) == NOTIFY_AREA):
+        if _pauses_nobody(region, offset):
             self._writers[region](offset, data)
             return
         with self.core.paused_queues():
             self._writers[region](offset, data)
+
+    def write_all(self, writes: Sequence[tuple[int, int, bytes]]) -> None:
+        """Write region, offset, data in turn, with one pause for all. Raises UsageError as :meth:`read` does."""
+        pauses = any(not _pauses_nobody(region, offset) for region, offset, _ in writes)
+        with self.core.paused_queues() if pauses else nullcontext():
+            for region, offset, data in writes:
+                self.write(region, offset, data)
+
+    def paused_queues(self) -> AbstractContextManager[None]:
+        """Keep the queues' threads still for a block; inside another such block this costs nothing."""
+        return self.core.paused_queues()
+
+    def tick(self) -> None:
+        """See that a client that is there keeps no thread waiting. To be called about once a second."""
+        self.core.tick()
 
     def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
         """Give the parts of a region that may be written to by eventfd: the doorbells of queues that have threads."""
@@ -261,11 +277,12 @@ class PciFunction:
             with self.core.paused_queues():
                 self._sharer.mapped(address, size)
 
-    def dma_unmapped(self, address: int, size: int) -> None:
-        """Take note that it is gone."""
+    def dma_unmapped(self, regions: Mapping[int, int]) -> None:
+        """Take note that regions are gone, size by address."""
         if self._sharer:
             with self.core.paused_queues():
-                self._sharer.unmapped(address, size)
+                for address, size in regions.items():
+                    self._sharer.unmapped(address, size)
 
     # Registers
 
@@ -374,6 +391,11 @@ def _check_options(pool: int, profile: Profile, policy: Policy, share: SharedPoo
         raise UsageError(
             f"the profile {profile.name} cannot share a pool: its region is one per device ({profile.clauses.region})"
         )
+
+
+def _pauses_nobody(region: int, offset: int) -> bool:
+    """Return whether a write concerns nothing that the queues' threads look at: the window, or a notification."""
+    return region == WINDOW_BAR or (region == REGISTER_BAR and offset & ~(AREA - 1) == NOTIFY_AREA)
 
 
 def _slice(structure: bytes | bytearray, offset: int, count: int) -> bytes:

@@ -4,8 +4,11 @@ The VMM gives an eventfd for each vector. With QEMU the MSI-X table stays on its
 write the table through the register BAR finds it working as well: assigning an eventfd unmasks the
 vector, a later write of its vector control decides.
 
-Signalling must not block, and eventfds come non-blocking (``nodma.vfio_user``). But the VMM shares them: it can
-fill one and have it block again. A write that then waits is interrupted by the tick of :mod:`nodma.hosting.host`.
+Signalling must not block, and eventfds come non-blocking (``nodma.vfio_user``). But the VMM shares them: it can fill
+one and make it blocking again, and no check before a write, nor any flag of a write, prevents that. A write that then
+waits is interrupted by a signal, on the main thread by the tick of :mod:`nodma.loop`. No honest VMM does that: one that
+did is given no interrupts any more until it assigns eventfds anew, so that it can delay the device once, and not once a
+vector.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Interrupts:
         """Entered around what those must not see halfway who signal by :meth:`direct`."""
         self._eventfds: list[int] = [-1] * vectors
         self._masked = [False] * vectors
-        self._pending = [False] * vectors
+        self._pending: set[int] = set()
         self._msix_on = False
         self._function_mask = False
         self._intx_fd = -1
@@ -48,7 +51,7 @@ class Interrupts:
     def reset(self) -> None:
         """Go to the state after reset; the eventfds stay, they are the VMM's wiring and no device state."""
         self._msix_on = self._function_mask = False
-        self._pending = [False] * self.vectors
+        self._pending.clear()
         self._line = self._intx_masked = self._intx_disabled = False
         for vector in range(self.vectors):
             MsixEntry(self.table, vector * MsixEntry.size).vector_control = MSIX_VECTOR_MASKED
@@ -114,7 +117,7 @@ class Interrupts:
         if vector >= self.vectors:  # NO_VECTOR, or one that does not exist
             return
         if self._masked[vector] or self._function_mask:
-            self._pending[vector] = True
+            self._pending.add(vector)
             return
         self._signal(self._eventfds[vector])
 
@@ -135,23 +138,23 @@ class Interrupts:
 
     def pending_bits(self) -> bytes:
         """Give the pending bit array."""
-        bits = sum(1 << vector for vector, pending in enumerate(self._pending) if pending)
+        bits = sum(1 << vector for vector in self._pending)
         return bits.to_bytes(-(-self.vectors // (8 * _PBA_WORD)) * _PBA_WORD, "little")
 
     def write_table(self, offset: int, data: bytes) -> None:
         """Write into the MSI-X table, and follow the vector controls that were touched."""
         self.table[offset : offset + len(data)] = data
-        for vector in range(offset // MsixEntry.size, -(-(offset + len(data)) // MsixEntry.size)):
-            control = vector * MsixEntry.size + MsixEntry.vector_control.offset
-            if offset < control + MsixEntry.vector_control.size and offset + len(data) > control:
-                self.mask_vectors(vector, 1, bool(self.table[control] & MSIX_VECTOR_MASKED))
+        with self.paused_queues():
+            for vector in range(offset // MsixEntry.size, -(-(offset + len(data)) // MsixEntry.size)):
+                control = vector * MsixEntry.size + MsixEntry.vector_control.offset
+                if offset < control + MsixEntry.vector_control.size and offset + len(data) > control:
+                    self.mask_vectors(vector, 1, bool(self.table[control] & MSIX_VECTOR_MASKED))
 
     def _deliver_pending(self) -> None:
         if self._msix_on and not self._function_mask:
-            for vector, pending in enumerate(self._pending):
-                if pending and not self._masked[vector]:
-                    self._pending[vector] = False
-                    self._signal(self._eventfds[vector])
+            for vector in [vector for vector in sorted(self._pending) if not self._masked[vector]]:
+                self._pending.discard(vector)
+                self._signal(self._eventfds[vector])
 
     def _signal_intx(self) -> None:
         """Signal an asserted line, and mask it until the VMM unmasks: INTx is auto-masked in VFIO."""
@@ -165,14 +168,15 @@ class Interrupts:
                 os.eventfd_write(fd, 1)
                 self.delivered += 1
             except InterruptedError:
-                log.warning("an eventfd was full, and made to block: it is not signalled any more")
-                self._unwire(fd)
-            except OSError:  # full, or no eventfd at all: whoever gave it loses the signal, not we
+                self.give_up()
+            except OSError:  # full, or not an eventfd: whoever gave it loses the signal, not we
                 pass
 
-    def _unwire(self, fd: int) -> None:
+    def give_up(self) -> None:
+        """Signal no eventfd any more that is assigned now: the client made a full one blocking."""
+        log.warning("client made a full eventfd blocking: no more interrupts until it assigns eventfds anew")
         with self.paused_queues():
-            self._eventfds = [-1 if wired == fd else wired for wired in self._eventfds]
-            if self._intx_fd == fd:
-                self._intx_fd = -1
-            os.close(fd)
+            for fd in {*self._eventfds, self._intx_fd} - {-1}:
+                os.close(fd)
+            self._eventfds = [-1] * self.vectors
+            self._intx_fd = -1

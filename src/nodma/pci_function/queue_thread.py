@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
@@ -20,10 +21,10 @@ from nodma.ring import FAULT, QueueEngine, helper_main, queue_main
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS: Final = 1.0
+_INTERRUPT_SECONDS: Final = 0.01
+"""How long a thread that was asked to pause may be in a system call before a signal interrupts that."""
 _FIRST_LOOK_SECONDS: Final = 0.0002
-_LAST_LOOK_SECONDS: Final = 0.01
-"""How long a pause waits between two looks whether the thread is in a system call, at first and at last."""
+"""How long a pause waits before it looks again whether the thread is in a system call, at first."""
 HELPERS: Final = 4
 """Threads of a queue that wait for the disk."""
 
@@ -58,6 +59,7 @@ class QueueThread:
         self._closing = False
         self._go = threading.Semaphore(0)
         self._parked = threading.Semaphore(0)
+        self._signalling_since = -1  # the interrupt that it was busy with when last looked at
         engine.wakeup_fd = wakeup_fd
         engine.watch(self._control)
         engine.watch(doorbell)
@@ -95,22 +97,39 @@ class QueueThread:
 
     def pause(self) -> None:
         """Have it stop, and wait until it has, or is in a system call after which it will. What helpers do goes on."""
+        pause_all([self])
+
+    def ask_to_pause(self) -> bool:
+        """Ask it to stop, and do not wait; return whether there is anything to wait for."""
         if self._state is not _State.RUNNING:
-            return
+            return False
         self.engine.pause()
         self.notify()
-        begin = time.monotonic()
+        return True
+
+    def wait_paused(self, seconds: float) -> bool:
+        """Wait so long for it to stop, as it was asked to; return whether it has."""
+        deadline = time.monotonic() + seconds
         look = _FIRST_LOOK_SECONDS
         while not self.engine.in_call():
-            if self._parked.acquire(timeout=look):
+            left = deadline - time.monotonic()
+            if self._parked.acquire(timeout=max(0.0, min(look, left))):
                 self._state = _State.PARKED
-                return
-            look = min(2 * look, _LAST_LOOK_SECONDS)
-            if time.monotonic() - begin > _PATIENCE_SECONDS:
-                self._interrupt()
+                return True
+            if left <= 0:
+                return False
+            look *= 2
         self._state = _State.HELD
+        return True
 
-    def _interrupt(self) -> None:
+    def look_after(self) -> None:
+        """Interrupt a write to an eventfd that lasts since the last call of this. To be called about once a second."""
+        count = self.engine.interrupts if self._state is _State.RUNNING and self.engine.signalling else -1
+        if count >= 0 and count == self._signalling_since:
+            self.interrupt()
+        self._signalling_since = count
+
+    def interrupt(self) -> None:
         """End a system call that keeps it: the write to an eventfd that was filled, and made to block."""
         number = signal.SIGALRM
         if callable(signal.getsignal(number)):  # else it would end the process
@@ -137,7 +156,7 @@ class QueueThread:
         """
         if self._state is not _State.PARKED:
             if not self._parked.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                self._interrupt()
+                self.interrupt()
                 return False
             self._state = _State.PARKED
         self.engine.signal_fd = -1  # the vector may be another's by now
@@ -167,3 +186,19 @@ class QueueThread:
                 self.ended = True
                 os.eventfd_write(self._wakeup_fd, 1)
             self._parked.release()
+
+
+def pause_all(threads: Sequence[QueueThread]) -> None:
+    """Have queues' threads stop: ask all of them, then wait once for all.
+
+    What keeps one is the write to an eventfd that its client filled and made blocking. After _INTERRUPT_SECONDS a
+    signal ends such writes, in all threads at once.
+    """
+    waited_for = [thread for thread in threads if thread.ask_to_pause()]
+    patience = time.monotonic() + _INTERRUPT_SECONDS
+    while waited_for := [
+        thread for thread in waited_for if not thread.wait_paused(max(0.0, patience - time.monotonic()))
+    ]:
+        for thread in waited_for:
+            thread.interrupt()
+        patience = time.monotonic() + _INTERRUPT_SECONDS

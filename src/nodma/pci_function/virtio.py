@@ -18,7 +18,7 @@ from nodma.device.base import Device, Engine, Queue
 from nodma.errors import BadRing, OutsideAddress
 from nodma.pci_function.device_guard import Guarded, check_engine
 from nodma.pci_function.interrupts import Interrupts
-from nodma.pci_function.queue_thread import QueueThread
+from nodma.pci_function.queue_thread import QueueThread, pause_all
 from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueueEngine, RingLayout
 from nodma.spec.profiles import AddressRange, Policy, Profile
 from nodma.spec.virtio import Feature, Status
@@ -169,6 +169,7 @@ class VirtioCore:
         self.isr = Isr(0)
         self.interrupts.set_line(False)
         self._active.clear()
+        self._pause_threads()
         self._retire_threads()
         for queue in self.queues:
             if queue.engine is not None:
@@ -383,23 +384,34 @@ class VirtioCore:
 
     def paused_queues(self) -> AbstractContextManager[None]:
         """Keep the queues' threads still while something is changed that they look at."""
-        return self._pause_all() if self._threaded else _NO_THREADS
+        return self._paused() if self._threaded and not self._pause_depth else _NO_THREADS
 
     @contextmanager
-    def _pause_all(self) -> Iterator[None]:
+    def _paused(self) -> Iterator[None]:
         self._pause_depth += 1
         try:
-            for queue in self._threaded:
-                self._pause(queue)
+            self._pause_threads()
             yield
         finally:
             self._pause_depth -= 1
             self._resume()
 
-    @staticmethod
-    def _pause(queue: VirtQueue) -> None:
-        if queue.thread is not None:
-            queue.thread.pause()
+    def _pause_threads(self) -> None:
+        """Pause all threads at once. Whose client made a full eventfd blocking gets no more interrupts."""
+        threads = [queue.thread for queue in self._threaded if queue.thread is not None]
+        pause_all(threads)
+        if any(thread.engine.gave_up for thread in threads):
+            for thread in threads:
+                thread.engine.gave_up = False
+            self._pause_depth += 1  # they are paused, and stay so
+            self.interrupts.give_up()
+            self._pause_depth -= 1
+
+    def tick(self) -> None:
+        """See that no eventfd keeps a queue's thread. To be called about once a second."""
+        for queue in self._threaded:
+            if queue.thread is not None:
+                queue.thread.look_after()
 
     def _resume(self) -> None:
         """Let the threads go on, if nothing speaks against it."""
@@ -448,6 +460,9 @@ class VirtioCore:
         """Do what the queues' threads cannot do themselves. Most often there is nothing, and that is soon seen."""
         for queue in self._threaded:
             assert queue.thread
+            if queue.thread.engine.gave_up:
+                with self.paused_queues():
+                    pass  # to pause it is to find out, and to act
             self._deliver(queue, queue.thread.engine)
             if queue.thread.ended and not self.status & Status.DEVICE_NEEDS_RESET:
                 self._on_ring_fault(queue, queue.thread.explain())
@@ -495,8 +510,7 @@ class VirtioCore:
         log.warning("DEVICE_NEEDS_RESET: %s", reason)
         self.counters.needs_reset += 1
         self._active.clear()
-        for queue in self._threaded:
-            self._pause(queue)
+        self._pause_threads()
         self.status |= Status.DEVICE_NEEDS_RESET
         if self.status & Status.DRIVER_OK:
             self._interrupt(self.config_vector, Isr.CONFIG)

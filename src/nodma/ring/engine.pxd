@@ -17,6 +17,8 @@ cdef class QueueEngine:
     cdef public int signal_fd
     cdef public int wakeup_fd
     cdef public bint wanted
+    cdef readonly bint signalling
+    cdef public bint gave_up
     cdef readonly unsigned long long requests
     cdef readonly unsigned long long interrupts
     cdef readonly unsigned int outstanding

@@ -28,6 +28,9 @@ class QueueEngine:
 
     ``signal_fd`` is the eventfd that interrupts the driver, or -1: then ``wanted`` is set when it wants an interrupt,
     and ``wakeup_fd``, another eventfd, is signalled by the loop.
+
+    Whoever shares ``signal_fd`` can fill it and make it blocking. Then the thread waits in the write (``signalling``)
+    until a signal interrupts it, and sets ``gave_up``: that eventfd is not written to any more.
     """
 
     def __init__(self, ring: DeviceRing) -> None:
@@ -36,6 +39,8 @@ class QueueEngine:
         self.signal_fd = -1
         self.wakeup_fd = -1
         self.wanted = False
+        self.signalling = False
+        self.gave_up = False
         self.requests = 0
         """Requests taken."""
         self.interrupts = 0
@@ -160,10 +165,12 @@ class QueueEngine:
         if self.ring.publish():
             if self.signal_fd >= 0:
                 self.interrupts += 1
-                if (
-                    syscalls.signal(self.signal_fd) == -syscalls.EINTR
-                ):  # full, and made to block: not signalled any more
+                self.signalling = True
+                if syscalls.signal(self.signal_fd) == -syscalls.EINTR:
                     self.signal_fd = -1
+                    self.gave_up = True
+                    syscalls.signal(self.wakeup_fd)
+                self.signalling = False
             else:
                 self.wanted = True
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from nodma.spec.layout import Layout
@@ -64,7 +64,8 @@ _NO_REPLY: Final = int(MsgFlag.NO_REPLY)
 _MAX_MULTI: Final = 4096
 _REGISTER_BYTES: Final = 8
 """Bytes of the widest register."""
-_EVENTFD: Final = "anon_inode:[eventfd]"
+_MAX_CAPABILITIES: Final = 16 << 10
+"""Bytes of JSON in a VERSION message; QEMU's are some 200."""
 _UNSUPPORTED: Final = frozenset(
     {
         Cmd.DMA_READ,
@@ -99,6 +100,7 @@ class Commands:
         """Whether the client has proposed a version that was agreed to."""
         self.rejected = False
         """Whether it proposed one that cannot be: the connection ends when it has its answer."""
+        self._refused = 0  # descriptors of the message that is carried out which are no eventfds, and closed
         self._peer_transfer = DEFAULT_MAX_TRANSFER
         self._peer_fds = DEFAULT_MAX_FDS
         self._commands: dict[int, Callable[[memoryview, list[int]], Reply]] = {
@@ -125,7 +127,7 @@ class Commands:
 
         Descriptors that the message brought and a command took are gone from its list after that.
         """
-        msg_id, command, flags, payload, fds = message
+        msg_id, command, flags, payload, fds, refused = message
         if flags & TYPE_MASK == TYPE_REPLY:
             log.debug("a reply to nothing was ignored")
             return None
@@ -137,6 +139,7 @@ class Commands:
             if not self.negotiated:
                 body, out = self._version(command, payload)
             elif handler := self._commands.get(command):
+                self._refused = refused
                 body, out = handler(payload, fds)
             else:
                 raise OSError(errno.ENOTSUP if command in _UNSUPPORTED else errno.EINVAL, f"command {command}")
@@ -165,7 +168,7 @@ class Commands:
             self.rejected = True
             raise
         self._peer_transfer = min(DEFAULT_MAX_TRANSFER, proposed.get("max_data_xfer_size", DEFAULT_MAX_TRANSFER))
-        self._peer_fds = proposed.get("max_msg_fds", DEFAULT_MAX_FDS)
+        self._peer_fds = min(MAX_FDS, proposed.get("max_msg_fds", DEFAULT_MAX_FDS))
         self.negotiated = True
         agreed = {name: value for name, value in _OWN_CAPABILITIES.items() if name in proposed}
         if not proposed.get("write_multiple", True):
@@ -173,14 +176,13 @@ class Commands:
         return Version.codec.pack(MAJOR, MINOR) + json.dumps({"capabilities": agreed}).encode() + b"\0", []
 
     def _dma_map(self, payload: memoryview, fds: list[int]) -> Reply:
-        """Close what would open guest memory, first of all; then note the region."""
-        refused, fds[:] = fds[:], []
-        self.guard.refuse(refused)
+        """Note the region. What would open guest memory was closed when it arrived, before this was looked at."""
+        self.guard.descriptors_closed += self._refused
         request = _parse(DmaMap, payload)
         if request.argsz < DmaMap.size:
             raise OSError(errno.EINVAL, "DMA_MAP with a short argsz")
         self.guard.map(request.flags, request.address, request.size_bytes)
-        if not refused:
+        if not (self._refused or fds):
             self.endpoint.dma_mapped(request.address, request.size_bytes)
         return _NOTHING
 
@@ -188,8 +190,7 @@ class Commands:
         request = _parse(DmaUnmap, payload)
         before = self.guard.regions if request.flags & UnmapFlag.ALL else {request.address: request.size_bytes}
         self.guard.unmap(request.flags, request.address, request.size_bytes)
-        for address, size in before.items():
-            self.endpoint.dma_unmapped(address, size)
+        self.endpoint.dma_unmapped(before)
         return bytes(request), []
 
     def _device_info(self, payload: memoryview, _: list[int]) -> Reply:
@@ -222,7 +223,7 @@ class Commands:
         fds: list[int] = []
         parts = []
         for offset, size, eventfd in self.endpoint.notifiers(request.index):
-            if eventfd not in fds and len(fds) < min(MAX_FDS, self._peer_fds):
+            if eventfd not in fds and len(fds) < self._peer_fds:
                 fds.append(eventfd)
             if eventfd in fds:
                 place = fds.index(eventfd)
@@ -250,6 +251,10 @@ class Commands:
 
     def _set_irqs(self, payload: memoryview, fds: list[int]) -> Reply:
         """Wire, mask or trigger the interrupts ``start`` to ``start + count`` of an index."""
+        with self.endpoint.paused_queues():
+            return self._set_paused_irqs(payload, fds)
+
+    def _set_paused_irqs(self, payload: memoryview, fds: list[int]) -> Reply:
         request = _parse(IrqSet, payload)
         index, start, count = request.index, request.start, request.count
         have = self._irq_count(index)
@@ -272,8 +277,10 @@ class Commands:
         elif kind == IrqSetFlag.DATA_EVENTFD and action == IrqSetFlag.ACTION_TRIGGER:
             if fds and len(fds) != count:
                 raise OSError(errno.EINVAL, f"{len(fds)} eventfds for {count} interrupts")
+            if self._refused:
+                raise OSError(errno.EINVAL, f"{self._refused} of the descriptors to signal are not eventfds")
             for fd in fds:
-                _check_eventfd(fd)
+                os.set_blocking(fd, False)
             taken, fds[:] = fds[:], []
             self._wire(index, start, taken or [-1] * count)
             return _NOTHING
@@ -332,17 +339,19 @@ class Commands:
         count = _parse(WriteMulti, payload).count
         if count > _MAX_MULTI or len(payload) != WriteMulti.size + count * MultiWrite.size:
             raise OSError(errno.EINVAL, f"REGION_WRITE_MULTI of {count} writes in {len(payload)} bytes")
+        writes = []
         for offset, region, width, data in MultiWrite.codec.iter_unpack(payload[WriteMulti.size :]):
             if width > MultiWrite.data.size:
                 raise OSError(errno.EINVAL, f"a write of {width} bytes in REGION_WRITE_MULTI")
-            self.endpoint.write(region, offset, data.to_bytes(MultiWrite.data.size, "little")[:width])
+            writes.append((region, offset, data.to_bytes(MultiWrite.data.size, "little")[:width]))
+        self.endpoint.write_all(writes)
         return WriteMulti.codec.pack(count), []
 
 
 def _parse(layout: type[L], payload: memoryview) -> L:
     """View a payload as a structure. Raises OSError EINVAL if it is too short."""
     if len(payload) < layout.size:
-        raise OSError(errno.EINVAL, f"{len(payload)} bytes are no {layout.__name__}")
+        raise OSError(errno.EINVAL, f"{layout.__name__} payload is {len(payload)} bytes, expected {layout.size}")
     return layout(payload)
 
 
@@ -354,28 +363,40 @@ def _parse_sized(layout: type[Any], payload: memoryview) -> Any:
     return request
 
 
-def _check_eventfd(fd: int) -> None:
-    """See to it that a signal is never waited for: the descriptor is an eventfd, and does not block.
-
-    Raises OSError EINVAL if it is anything else: a pipe that nobody reads would stop the device.
-    """
-    target = str(Path(f"/proc/self/fd/{fd}").readlink())
-    if target != _EVENTFD:
-        raise OSError(errno.EINVAL, f"an interrupt is to be signalled by {target}, which is no eventfd")
-    os.set_blocking(fd, False)
-
-
 def _capabilities(raw: bytes) -> dict[str, Any]:
-    """Parse the capabilities of a VERSION message: none, or JSON with a NUL behind it."""
+    """Parse the capabilities of a VERSION message: none, or JSON with a NUL after it.
+
+    Those that we know have the type that they should have; of the others nothing is looked at. Raises OSError EINVAL.
+    """
     if not raw:
         return {}
     try:
         if raw[-1] != 0:
             raise ValueError("no terminating NUL")
-        found = json.loads(raw[:-1].decode() or "{}").get("capabilities", {})
+        if len(raw) > _MAX_CAPABILITIES:
+            raise ValueError(f"{len(raw)} bytes, at most {_MAX_CAPABILITIES} are read")
+        top = json.loads(raw[:-1].decode() or "{}", parse_constant=_refuse_constant, parse_float=_finite)
+        if not isinstance(top, dict):
+            raise ValueError(f"a {type(top).__name__} where an object is expected")
+        found = top.get("capabilities", {})
+        if not isinstance(found, dict):
+            raise ValueError(f'"capabilities" is a {type(found).__name__}, expected an object')
         for name in ("max_msg_fds", "max_data_xfer_size"):
             if name in found and not (type(found[name]) is int and found[name] >= 0):
-                raise ValueError(f"{name} is {found[name]!r}")
-        return dict(found)
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+                raise ValueError(f"{name} is not a number of 0 or more")
+        if type(found.get("write_multiple", True)) is not bool:
+            raise ValueError("write_multiple is neither true nor false")
+    except (ValueError, RecursionError) as error:
         raise OSError(errno.EINVAL, f"VERSION with bad capabilities: {error}") from None
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number beyond all bounds")
+    return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 
@@ -42,8 +43,9 @@ class Endpoint(Protocol):
     """What a server needs of a device. ``read`` and ``write`` raise UsageError for what is not there.
 
     ``notifiers`` are the parts of a region that a client may write to by eventfd: offset, size in bytes, the
-    eventfd, which stays the endpoint's. ``dma_mapped`` and ``dma_unmapped`` tell of the regions that came without a
-    descriptor: addresses and sizes.
+    eventfd, which stays the endpoint's. ``dma_mapped`` and ``dma_unmapped`` report the regions that came without a
+    descriptor: addresses and sizes. ``write_all`` writes region, offset, data in turn, up to the first that fails.
+    ``tick`` is called about once a second while a client is there. ``detach`` is called again after it raised.
     """
 
     @property
@@ -62,10 +64,13 @@ class Endpoint(Protocol):
 
     def read(self, region: int, offset: int, count: int) -> bytes: ...  # noqa: D102
     def write(self, region: int, offset: int, data: bytes) -> None: ...  # noqa: D102
+    def write_all(self, writes: Sequence[tuple[int, int, bytes]]) -> None: ...  # noqa: D102
+    def paused_queues(self) -> AbstractContextManager[None]: ...  # noqa: D102
     def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]: ...  # noqa: D102
     def service(self) -> bool: ...  # noqa: D102
     def finish(self, seconds: float) -> None: ...  # noqa: D102
     def reset(self) -> None: ...  # noqa: D102
     def dma_mapped(self, address: int, size: int) -> None: ...  # noqa: D102
-    def dma_unmapped(self, address: int, size: int) -> None: ...  # noqa: D102
+    def dma_unmapped(self, regions: Mapping[int, int]) -> None: ...  # noqa: D102
+    def tick(self) -> None: ...  # noqa: D102
     def detach(self) -> None: ...  # noqa: D102

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 
@@ -11,9 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def errno_of(error: Exception, msg_id: int, command: int) -> int:
-    """Give the errno: EINVAL for what is not there, EIO if the device failed, which the log then tells."""
+    """Return the errno: EINVAL for what is not there, EIO if the device failed, which is then logged."""
     if isinstance(error, (OSError, UsageError)):
         log.debug("message %d, command %d, refused: %s", msg_id, command, error)
         return (error.errno or errno.EIO) if isinstance(error, OSError) else errno.EINVAL
-    log.error("the device failed at command %d", command, exc_info=error)
+    with contextlib.suppress(Exception):  # out of memory, the log may fail as well
+        log.error("the device failed at command %d", command, exc_info=error)
     return errno.EIO

@@ -1,17 +1,14 @@
 """What becomes of the guest memory that a client offers: nothing.
 
-A vfio-user client tells the server of the guest's memory, and where it can, hands over a descriptor to map
-it by. The guard closes each such descriptor before the message is even looked at, maps nothing, and keeps
-account: of addresses and sizes only, because the protocol has the server refuse overlaps.
+A vfio-user client reports the guest's memory to the server, and where it can, hands over a descriptor to map it by.
+Such a descriptor is closed when it arrives (``nodma.vfio_user.descriptors``), before the message is even looked at. The
+guard maps nothing, and keeps account: of addresses and sizes only, because the protocol has the server refuse overlaps.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 from bisect import bisect_left
-from collections.abc import Iterable
 from typing import Final
 
 from nodma.spec.vfio_user import DEFAULT_MAX_DMA_MAPS, DmaFlag, UnmapFlag
@@ -36,15 +33,8 @@ class DmaGuard:
         """The regions that the client now has mapped, size by address."""
         return dict(self._sizes)
 
-    def refuse(self, descriptors: Iterable[int]) -> None:
-        """Close descriptors of guest memory."""
-        for fd in descriptors:
-            self.descriptors_closed += 1
-            with contextlib.suppress(OSError):  # its file system's word at the end; it is closed all the same
-                os.close(fd)
-
     def map(self, flags: int, address: int, size: int) -> None:
-        """Note a region. Raises OSError: EINVAL if it is none, EEXIST if it overlaps, ENOSPC if too many."""
+        """Note a region. Raises OSError: EINVAL for one that cannot be, EEXIST if it overlaps, ENOSPC if too many."""
         if not size or address + size > _ADDRESSES or flags & ~_MAP_FLAGS:
             raise OSError(errno.EINVAL, f"DMA_MAP of {size:#x} bytes at {address:#x} with flags {flags:#x}")
         at = bisect_left(self._starts, address)

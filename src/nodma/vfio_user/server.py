@@ -1,11 +1,13 @@
-"""Serve a device to VMMs over a UNIX socket: one client at a time, one thread, nothing that blocks.
+"""Serve a device to VMMs over a UNIX socket: one client at a time, on a loop that others may share, without waiting.
 
-The order in which QEMU 11.1 speaks, and what it is answered, is in docs/vfio-user.md.
+The order in which QEMU 11.1 speaks, and what it is answered, is in docs/vfio-user.md. Whatever goes wrong while a
+client is served ends that client, and neither the process nor the next client.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -14,8 +16,10 @@ import time
 from typing import Final
 
 from nodma.errors import Disconnected, ProtocolError
+from nodma.loop import Handle, Loop, Timer
 from nodma.vfio_user.commands import Commands
-from nodma.vfio_user.connection import RECEIVE_TIMEOUT, Connection
+from nodma.vfio_user.connection import Connection
+from nodma.vfio_user.descriptors import MAX_BACKLOG, Descriptors
 from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.guard import DmaGuard
 
@@ -23,30 +27,42 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS: Final = 5.0
 """How long a client may hold the socket without proposing a version."""
-_DRAIN_SECONDS: Final = 2.0
+MESSAGE_SECONDS: Final = 5.0
+"""How long a client may take to send the rest of a message; it is looked at once a second."""
+TURN_SECONDS: Final = 0.004
+"""How long a client is served before others have their turn; the message that is being carried out ends first."""
+_TICK_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.5
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Server:
-    """Serve ``endpoint`` to whoever connects to ``listener``, until :meth:`stop`."""
+    """Serves ``endpoint`` to whoever connects to ``listener``, while ``loop`` runs."""
 
-    def __init__(self, endpoint: Endpoint, listener: socket.socket) -> None:
+    def __init__(self, endpoint: Endpoint, listener: socket.socket, loop: Loop) -> None:
         self.endpoint = endpoint
         self.guard = DmaGuard()
+        self.descriptors = Descriptors()
         self.clients = 0
         """Clients that were accepted since the process began."""
         self._messages = 0  # of clients that are gone
         self._listener = listener
         listener.setblocking(False)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._stopping = False
-        self._poll = select.poll()
-        self._poll.register(listener, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
+        self._loop = loop
+        self._accepting = loop.add_reader(listener.fileno(), self._accept, patient=True)
+        self._finished = False
+        self._wakeup: Handle | None = None
         if endpoint.wakeup_fd >= 0:
-            self._poll.register(endpoint.wakeup_fd, select.POLLIN)
+            self._wakeup = loop.add_reader(endpoint.wakeup_fd, self._woken, patient=True)
         self._connection: Connection | None = None
+        self._reader: Handle | None = None
         self._commands = Commands(endpoint, self.guard)
-        self._deadline = 0.0
+        self._detached = True
+        self._again = False  # a turn of the client's is due
+        self._service_again = False
+        self._timer: Timer | None = None
+        self._stalled_since = 0.0
+        self._stalled_at = -1
 
     @property
     def connected(self) -> bool:
@@ -58,131 +74,235 @@ class Server:
         """Messages taken since the process began."""
         return self._messages + (self._connection.messages_seen if self._connection else 0)
 
-    def stop(self) -> None:
-        """Have :meth:`run` return soon. May be called from a signal handler or another thread."""
-        self._stopping = True
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
-
-    def run(self) -> None:
-        """Serve until :meth:`stop`; then finish the requests that are there, and let the client go."""
-        busy = False
-        while not self._stopping:
-            busy = self.step(0 if busy else None)
-        self.endpoint.finish(_DRAIN_SECONDS)
+    def finish(self, seconds: float) -> None:
+        """Accept no more clients, finish the requests that are there within so many seconds, let the client go."""
+        self._finished = True
+        self._accepting.cancel()
+        try:
+            self.endpoint.finish(seconds)
+        except Exception:  # the end is to be an orderly one all the same
+            _log("the device failed while it finished its requests")
         self._drop("the server stops")
 
     def close(self) -> None:
         """Close the sockets; the endpoint stays its owner's."""
+        self._finished = True
         self._drop("the server closes")
+        self._accepting.cancel()
+        if self._wakeup:
+            self._wakeup.cancel()
+        if self._timer:
+            self._timer.cancel()
         self._listener.close()
-        if self._wake >= 0:
-            os.close(self._wake)
-            self._wake = -1
+        self.descriptors.end()
 
-    def step(self, timeout: float | None = None) -> bool:
-        """Wait up to ``timeout`` seconds for something to do, and do it; tell whether there is more.
-
-        If it may wait for ever, it stays with a client that speaks, for a few milliseconds at a time.
-        """
-        stay = timeout is None
-        if self._connection and not self._commands.negotiated:
-            left = max(0.0, self._deadline - time.monotonic())
-            timeout = left if timeout is None else min(timeout, left)
-        events = dict(self._poll.poll(None if timeout is None else timeout * 1000))
-        if self.endpoint.wakeup_fd in events:
-            os.eventfd_read(self.endpoint.wakeup_fd)
-        connection = self._connection
-        if connection and connection.sock.fileno() in events:
-            self._serve_client(connection, stay)
-        if self._listener.fileno() in events:
-            self._accept()
-        if self._connection and not self._commands.negotiated and time.monotonic() >= self._deadline:
-            self._drop(f"the client proposed no version within {HANDSHAKE_SECONDS:g} s")
-        return self.endpoint.service()
+    # Clients come and go
 
     def _accept(self) -> None:
         """Take a client; turn it away while another is there."""
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # gone again, or no descriptor left: nothing is lost but this attempt
+        except OSError as error:
+            if error.errno in _EXHAUSTED:  # else the client is gone again
+                log.warning("a client cannot be accepted: %s; trying again", error.strerror)
+                self._stop_accepting(_RETRY_SECONDS)
             return
         if self._connection and _hung_up(self._connection.sock):
             self._drop("the client is gone")
-        if self._connection:
-            log.warning("another client was turned away: this device is in use")
-            sock.close()
+        if self._connection or not self._detached or self.descriptors.backlog > MAX_BACKLOG:
+            why = "this device is in use" if self._connection else "this device is not ready for it"
+            log.warning("another client was turned away: %s", why)
+            self.descriptors.close_socket(sock)
             return
-        self._connection = Connection(sock)
-        self._commands = Commands(self.endpoint, self.guard)
-        self._deadline = time.monotonic() + HANDSHAKE_SECONDS
+        try:
+            self._connection = connection = Connection(sock, self.descriptors)
+            self._commands = Commands(self.endpoint, self.guard)
+            self._reader = self._loop.add_reader(sock.fileno(), self._serve_client)
+        except Exception:  # no memory, or no room in the epoll
+            _log("a client could not be taken")
+            if self._connection is None:
+                self.descriptors.close_socket(sock)
+            self._drop("the client cannot be served")
+            return
+        self._detached = False
         self.clients += 1
-        self._poll.register(sock, select.POLLIN)
+        self._loop.call_later(HANDSHAKE_SECONDS, lambda: self._check_handshake(connection))
+        self._start_timer()
         log.info("client %d connected", self.clients)
+
+    def _stop_accepting(self, seconds: float) -> None:
+        self._accepting.pause()
+        self._loop.call_later(seconds, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if not self._finished:
+            self._accepting.resume()
 
     def _drop(self, why: str) -> None:
         """Let the client go, with all that was its."""
-        if self._connection:
-            log.info("%s", why)
-            self._poll.unregister(self._connection.sock)
-            self._messages += self._connection.messages_seen
-            self._connection.close()
-            self._connection = None
-            self.guard.forget()
-            self.endpoint.detach()
-
-    def _serve_client(self, connection: Connection, stay: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        log.info("%s", why)
+        if self._reader:
+            self._reader.cancel()
+            self._reader = None
+        self._messages += connection.messages_seen
+        self.guard.forget()
         try:
-            if connection.blocked:
-                connection.flush()
-                self._take_messages(connection)
-            if not connection.blocked:
-                connection.receive()
-                self._take_messages(connection)
-            if stay:
-                self._stay_with(connection)
-            if not connection.blocked and self._commands.rejected:
-                raise Disconnected("the client cannot be served")
-            self._poll.modify(connection.sock, select.POLLOUT if connection.blocked else select.POLLIN)
+            connection.close()
+        except Exception:
+            _log("the client's socket could not be closed")
+        self._detach()
+
+    def _detach(self) -> None:
+        """Have the endpoint forget the client. Until it has, there is no next one."""
+        if self._connection or self._detached:
+            return
+        try:
+            self.endpoint.detach()
+        except Exception:
+            _log("the device cannot be made ready for the next client; trying again")
+            if not self._finished:
+                self._loop.call_later(_RETRY_SECONDS, self._detach)
+        else:
+            self._detached = True
+
+    def _check_handshake(self, connection: Connection) -> None:
+        if self._connection is connection and not self._commands.negotiated:
+            self._drop(f"the client proposed no version within {HANDSHAKE_SECONDS:g} s")
+
+    # Once a second
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.descriptors.look_after()
+        try:
+            if self._connection:
+                self.endpoint.tick()
+        except Exception:
+            _log("serving the client failed")
+            self._drop("the client cannot be served any more")
+        self._check_message()
+        if self._connection or self.descriptors.backlog:
+            self._start_timer()
+
+    def _check_message(self) -> None:
+        """Let a client go that does not send the rest of a message."""
+        connection = self._connection
+        now = time.monotonic()
+        if connection is None or not connection.unfinished:
+            self._stalled_at = -1
+        elif self._stalled_at != self.messages:
+            self._stalled_at, self._stalled_since = self.messages, now
+        elif now - self._stalled_since >= MESSAGE_SECONDS:
+            self._drop(f"the client did not send the rest of a message within {MESSAGE_SECONDS:g} s")
+
+    # A client is served
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.endpoint.wakeup_fd)
+        self._service()
+
+    def _service(self) -> None:
+        """Have the endpoint work, and go on with it soon if there is more."""
+        self._service_again = False
+        try:
+            more = self.endpoint.service()
+        except Exception:
+            _log("the device failed")
+            self._drop("the device failed")
+            return
+        if more and not self._service_again:
+            self._service_again = True
+            self._loop.call_soon(self._service)
+
+    def _serve_client(self) -> None:
+        connection, reader = self._connection, self._reader
+        self._again = False
+        if connection is None or reader is None:
+            return
+        try:
+            self._take_turn(connection, reader)
         except (Disconnected, ProtocolError) as error:
             self._drop(str(error))
+        except Exception:
+            _log("serving the client failed")
+            self._drop("the client cannot be served any more")
+        self._service()
 
-    def _stay_with(self, connection: Connection) -> None:
-        """Take what a client goes on to say, without asking each time who else there is.
+    def _take_turn(self, connection: Connection, reader: Handle) -> None:
+        until = time.monotonic() + TURN_SECONDS
+        if connection.blocked:
+            connection.flush()
+        more = self._take_messages(connection, until)
+        if not (more or connection.blocked):
+            connection.receive()
+            more = self._take_messages(connection, until)
+            if not more and self._loop.alone(reader):
+                more = self._stay_with(connection, until)
+        if not connection.blocked and self._commands.rejected:
+            raise Disconnected("the client cannot be served")
+        if self.descriptors.backlog > MAX_BACKLOG:
+            raise ProtocolError("the client's descriptors cannot be closed as fast as they come")
+        reader.want_write(connection.blocked)
+        if more and not connection.blocked and not self._again:
+            self._again = True
+            self._loop.call_soon(self._serve_client)
 
-        Whoever else there is - another client, :meth:`stop` - is seen after RECEIVE_TIMEOUT, or twice that
-        if the client falls silent just then.
+    def _stay_with(self, connection: Connection, until: float) -> bool:
+        """Take what a client goes on to say, without asking each time who else there is; return whether more is here.
+
+        Whoever else there is - another client, :meth:`Loop.stop` - is seen after TURN_SECONDS, or twice that if the
+        client falls silent just then.
         """
-        until = time.monotonic() + RECEIVE_TIMEOUT
-        taken = -1
+        seen = -1
         while (
-            taken != connection.messages_seen
+            seen != connection.messages_seen
             and self._commands.negotiated
-            and not (self._stopping or self.endpoint.main_thread_must_interrupt)
+            and not (self._loop.stopping or self.endpoint.main_thread_must_interrupt)
         ):
-            taken = connection.messages_seen
+            seen = connection.messages_seen
             connection.serve_accesses(self.endpoint, self._commands.access_limit, until)
-            self._take_messages(connection)
+            if self._take_messages(connection, until):
+                return True
+        return False
 
-    def _take_messages(self, connection: Connection) -> None:
-        connection.answer_accesses(self.endpoint, self._commands.access_limit)
+    def _take_messages(self, connection: Connection, until: float) -> bool:
+        """Carry out the messages that are here; return whether it is ``until``, so that some may be left."""
+        if connection.answer_accesses(self.endpoint, self._commands.access_limit, until):
+            return True
         for message in connection.messages():
             fds = message[4]
             try:
                 reply = self._commands.answer(message)
             finally:
-                for fd in fds:  # whatever no command took
-                    with contextlib.suppress(OSError):  # its file system's word; it is closed all the same
-                        os.close(fd)
+                if fds:  # whatever no command took
+                    self.descriptors.close(fds)
             if reply is not None:
                 connection.send(*reply)
             if self._commands.rejected:
-                return
-            connection.answer_accesses(self.endpoint, self._commands.access_limit)
+                return False
+            if time.monotonic() >= until:
+                return True
+            if connection.answer_accesses(self.endpoint, self._commands.access_limit, until):
+                return True
+        return False
 
 
 def _hung_up(sock: socket.socket) -> bool:
-    """Tell whether the peer closed its end."""
+    """Return whether the peer closed its end."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))
+
+
+def _log(what: str) -> None:
+    """Log an exception; out of memory, even that may fail."""
+    with contextlib.suppress(Exception):
+        log.exception("%s", what)

@@ -17,6 +17,7 @@ cdef unsigned int _REPLY_ERROR
 
 cdef class Connection:
     cdef readonly object sock
+    cdef object _descriptors
     cdef int _handle
     cdef readonly unsigned long long messages_seen
     cdef readonly bytearray _buffer
@@ -38,7 +39,7 @@ cdef class Connection:
         flags="unsigned int", offset="unsigned long long", region="unsigned int", count="unsigned int",
         data=bytes, answer=bytes, sent="Py_ssize_t",
     )
-    cpdef answer_accesses(self, endpoint, long long limit)
+    cpdef bint answer_accesses(self, endpoint, long long limit, double until) except -1
 
     @cython.locals(count="Py_ssize_t")
     cpdef send(self, message, fds=*)

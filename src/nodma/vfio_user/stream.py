@@ -4,7 +4,8 @@ Bytes come in as large pieces as there are, and go out in the order of the messa
 because the client does not read, no further message is taken up: what a client can make the server hold
 is one reply and one buffer.
 
-Nothing waits for the client, but for a receive that is told to, and that for RECEIVE_TIMEOUT at most.
+Nothing waits for the client, but for a receive that is told to, and that for RECEIVE_TIMEOUT at most. Of the
+descriptors that a client sends only eventfds stay open until their message is whole.
 
 This file runs compiled by Cython, and as it stands when it is not: one source, the same checks.
 """
@@ -12,7 +13,6 @@ This file runs compiled by Cython, and as it stands when it is not: one source, 
 from __future__ import annotations
 
 import array
-import os
 import socket
 import struct
 from collections import deque
@@ -29,6 +29,7 @@ from nodma.spec.vfio_user import (
     MsgFlag,
     RegionAccess,
 )
+from nodma.vfio_user.descriptors import Descriptors
 from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.failure import errno_of
 
@@ -53,18 +54,20 @@ _NO_REPLY = int(MsgFlag.NO_REPLY)
 _REPLY = int(TYPE_REPLY)
 _REPLY_ERROR = int(TYPE_REPLY | MsgFlag.ERROR)
 
-Message = tuple[int, int, int, memoryview | None, list[int]]
-"""Message id, command, flags, payload (None if it was too long to keep), descriptors."""
+Message = tuple[int, int, int, memoryview | None, list[int], int]
+"""Message id, command, flags, payload (None if it was too long to keep), eventfds, and how many other descriptors came
+with it, which are closed."""
 
 
 class Connection:
-    """The server's end of a client's socket, which it owns."""
+    """The server's end of a client's socket, which it owns. ``descriptors`` closes what nobody takes."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, descriptors: Descriptors) -> None:
         sock.setblocking(True)  # all calls but one say that they do not wait
         patience = _TIMEVAL.pack(0, int(RECEIVE_TIMEOUT * _MICROSECONDS))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
         self.sock = sock
+        self._descriptors = descriptors
         self._handle = socket_io.handle(sock)
         self.messages_seen = 0
         """Messages that were taken up."""
@@ -72,7 +75,8 @@ class Connection:
         self._bytes = memoryview(self._buffer)
         self._begin = self._end = 0
         self._skip = 0  # bytes of an overlong message that are still to come
-        self._fds: deque[tuple[int, list[int]]] = deque()  # and the position their message begins at, or a later one
+        # The position that their message ends at, or an earlier one in it; eventfds; how many others there were.
+        self._fds: deque[tuple[int, list[int], int]] = deque()
         self._received_fds: list[int] = []
         self._out: deque[tuple[memoryview, list[int] | None]] = deque()
 
@@ -80,6 +84,11 @@ class Connection:
     def blocked(self) -> bool:
         """Whether replies wait for the client to read."""
         return bool(self._out)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a part of a message is here, whose rest is to come; or descriptors that no message took yet."""
+        return bool(self._fds) or (not self._out and (self._skip > 0 or self._begin < self._end))
 
     def receive(self, wait: bool = False) -> bool:
         """Take what there is, or ``wait`` for something; tell whether anything came.
@@ -98,14 +107,11 @@ class Connection:
         except OSError as error:
             raise Disconnected(f"the client's socket failed: {error.strerror}") from error
         if count == 0:
-            _close(fds)
+            self._take_in(fds)
             raise Disconnected("the client closed the connection")
         self._end += count
         if fds:
-            # The kernel ends a piece with the data that the descriptors came with: they belong to the last
-            # message in it.
-            self._fds.append((self._end, fds))
-            self._received_fds = []
+            self._take_in(fds)
             # Those of a message that is not whole yet, and of the next: no client that keeps to the limit has more.
             if _count(self._fds) > 2 * MAX_FDS:
                 raise ProtocolError(f"a message brings more than {MAX_FDS} descriptors")
@@ -118,21 +124,18 @@ class Connection:
         for RECEIVE_TIMEOUT, or when the endpoint has work to do. Raises Disconnected at the end of the stream.
         """
         service = endpoint.service
-        self.answer_accesses(endpoint, limit)
-        while (
-            self._begin == self._end
-            and not self._out
-            and not service()
-            and socket_io.now() < until
-            and self.receive(True)
-        ):
-            self.answer_accesses(endpoint, limit)
+        if self.answer_accesses(endpoint, limit, until):
+            return
+        while self._begin == self._end and not self._out and not service() and self.receive(True):
+            if self.answer_accesses(endpoint, limit, until):
+                return
 
-    def answer_accesses(self, endpoint: Endpoint, limit: int) -> None:
+    def answer_accesses(self, endpoint: Endpoint, limit: int, until: float) -> bool:
         """Answer what comes next as long as it is a REGION_READ or REGION_WRITE of up to ``limit`` bytes.
 
         What is wrong with such a message, in form or of another type, is left to those who take
-        :meth:`messages`. Raises Disconnected if the client is gone.
+        :meth:`messages`. Returns whether it is ``until`` (by time.monotonic), so that others must have their turn.
+        Raises Disconnected if the client is gone.
         """
         while self._end - self._begin >= _ACCESS_BYTES and not (self._skip or self._fds or self._out):
             begin = self._begin
@@ -145,7 +148,7 @@ class Connection:
                 or size != end - begin
                 or end > self._end
             ):
-                return
+                return False
             self._begin = end
             self.messages_seen += 1
             data = b""
@@ -163,6 +166,9 @@ class Connection:
                 sent = self._try(answer, None)
                 if sent < len(answer):
                     self._out.append((memoryview(answer)[sent:], None))
+            if socket_io.now() >= until:
+                return True
+        return False
 
     def messages(self) -> Iterator[Message]:
         """Give the whole messages that are there, while no reply waits.
@@ -186,7 +192,7 @@ class Connection:
                 self._skip = size - _HEADER_BYTES
                 self._begin = begin + _HEADER_BYTES
                 self.messages_seen += 1
-                yield msg_id, command, flags, None, self._take_fds(self._begin)
+                yield msg_id, command, flags, None, *self._take_fds(self._begin)
                 continue
             if available < size:
                 self._make_room(size)
@@ -194,7 +200,7 @@ class Connection:
             self._begin = begin + size
             self.messages_seen += 1
             payload = memoryview(self._buffer)[begin + _HEADER_BYTES : begin + size]
-            yield msg_id, command, flags, payload, self._take_fds(self._begin) if self._fds else []
+            yield msg_id, command, flags, payload, *self._take_fds(self._begin)
 
     def send(self, message: bytes, fds: list[int] | None = None) -> None:
         """Send a message, with descriptors that stay the caller's but must stay open until it is sent.
@@ -218,11 +224,12 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
-        for _, fds in self._fds:
-            _close(fds)
+        parked = [fd for _, fds, _ in self._fds for fd in fds] + self._received_fds
         self._fds.clear()
+        self._received_fds = []
         self._out.clear()
-        self.sock.close()
+        self._descriptors.close(parked)
+        self._descriptors.close_socket(self.sock)
 
     def _try(self, message: bytes | memoryview, fds: list[int] | None) -> int:
         try:
@@ -235,12 +242,22 @@ class Connection:
         except OSError as error:
             raise Disconnected(f"the client is gone: {error.strerror}") from error
 
-    def _take_fds(self, end: int) -> list[int]:
-        """Take the descriptors of the message that ends at ``end`` of the buffer."""
-        taken = []
+    def _take_in(self, fds: list[int]) -> None:
+        """Keep what of the descriptors may be of use until their message is whole; the others are closed right now."""
+        kept = self._descriptors.screen(fds)
+        # The kernel ends a piece with the data that the descriptors came with: they belong to the last message in it.
+        self._fds.append((self._end, kept, len(fds) - len(kept)))
+        self._received_fds = []
+
+    def _take_fds(self, end: int) -> tuple[list[int], int]:
+        """Take the descriptors of the message that ends at ``end`` of the buffer, and the number of those closed."""
+        taken: list[int] = []
+        closed = 0
         while self._fds and self._fds[0][0] <= end:
-            taken += self._fds.popleft()[1]
-        return taken
+            _, fds, refused = self._fds.popleft()
+            taken += fds
+            closed += refused
+        return taken, closed
 
     def _compact(self) -> None:
         """Move what is left to the front of the buffer."""
@@ -249,7 +266,7 @@ class Connection:
             self._buffer[:left] = self._buffer[begin : self._end]
         self._begin, self._end = 0, left
         if self._fds:
-            self._fds = deque((end - begin, fds) for end, fds in self._fds)
+            self._move_fds(begin)
 
     def _make_room(self, size: int) -> None:
         """See to it that a message of ``size`` bytes fits behind what is left."""
@@ -258,16 +275,14 @@ class Connection:
             left = self._end - self._begin
             grown[:left] = memoryview(self._buffer)[self._begin : self._end]
             if self._fds:
-                self._fds = deque((end - self._begin, fds) for end, fds in self._fds)
+                self._move_fds(self._begin)
             self._buffer, self._begin, self._end = grown, 0, left
             self._bytes = memoryview(grown)
 
+    def _move_fds(self, by: int) -> None:
+        self._fds = deque((end - by, fds, refused) for end, fds, refused in self._fds)
 
-def _count(waiting: deque[tuple[int, list[int]]]) -> int:
+
+def _count(waiting: deque[tuple[int, list[int], int]]) -> int:
     """Count descriptors whose messages are not whole."""
-    return sum(len(fds) for _, fds in waiting)
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    return sum(len(fds) + refused for _, fds, refused in waiting)
