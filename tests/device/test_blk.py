@@ -61,6 +61,12 @@ class Asked:
 
     ring: Any = None
 
+    @classmethod
+    def some_ring(cls) -> Any:
+        """A ring that nobody fills."""
+        window = Window.create(1 << 20)
+        return cls.ring(window, LAYOUT, base=0, first=0, limit=window.size, indirect=True, event_idx=True)
+
     def __init__(self, device: BlockDevice, readable: list[bytes], writable: list[int]) -> None:
         """Do it; ``writable`` are the lengths of the parts to fill."""
         with Window.create(8 << 20) as window:
@@ -363,3 +369,129 @@ def test_the_configuration_tells_of_the_disk(disk: Made) -> None:
 def test_a_disk_that_cannot_be_is_refused(image: Path, options: dict[str, Any], why: str) -> None:
     with Image(image) as opened, pytest.raises(UsageError, match=why):
         BlockDevice(opened, pool=1 << 20, **options)
+
+
+def test_the_block_sizes_are_those_of_the_device_below(disk: Made, image: Path) -> None:
+    opened = disk().image
+    opened.physical_block, opened.min_io, opened.optimal_io = 4096, 64 << 10, 1 << 20
+    for block, physical_exp, in_blocks in ((512, 3, 128), (4096, 0, 16)):
+        config = BlockDevice(opened, pool=16 << 20, block_size=block).config
+        assert (config.blk_size, config.physical_block_exp) == (block, physical_exp)
+        assert config.min_io_size == in_blocks
+        assert config.opt_io_size * block == 1 << 20
+        assert config.discard_sector_alignment == 8  # in sectors of 512, whatever the block (5.2.4)
+        assert config.capacity == DISK // SECTOR
+    opened.optimal_io = 1 << 30  # more than a request may be
+    config = BlockDevice(opened, pool=16 << 20).config
+    assert config.opt_io_size * 512 <= config.size_max * config.seg_max
+    assert config.opt_io_size * 512 % 4096 == 0
+    os.truncate(image, 4096 + 512)
+    with Image(image, lock=False) as odd, pytest.raises(UsageError, match="expected a multiple of the block size 4096"):
+        BlockDevice(odd, pool=1 << 20, block_size=4096)
+
+
+WCE = BlkFeature.CONFIG_WCE.mask
+WRITEBACK = BlkConfig.writeback.offset
+
+
+def test_the_driver_may_switch_the_cache(disk: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(Image, "begin_sync", lambda _: synced.append(1))
+    device = disk()
+    assert device.features & WCE
+    assert device.config.writeback == 1
+    engine = device.make_engine(device.queues[0], Asked.some_ring())
+    assert not engine.durable
+    device.config_written(WRITEBACK, b"\0")
+    assert (device.config.writeback, engine.durable, len(synced)) == (0, True, 1)  # what was cached is synced at once
+    device.config_written(WRITEBACK, b"\0")
+    assert len(synced) == 1
+    device.config_written(WRITEBACK - 4, bytes(4) + b"\7")
+    assert (device.config.writeback, engine.durable) == (1, False)
+    device.config_written(WRITEBACK + 1, b"\0")
+    device.config_written(0, bytes(8))
+    assert (device.config.writeback, device.config.capacity) == (1, DISK // SECTOR)
+    device.config_written(WRITEBACK, b"\0")
+    device.reset()
+    assert device.config.writeback == 1
+    engine.close()
+
+
+def test_the_cache_is_the_drivers_only_where_it_is_negotiated(disk: Made) -> None:
+    device = disk(features=BlkFeature.FLUSH.mask)  # without CONFIG_WCE
+    device.config_written(WRITEBACK, b"\0")
+    assert not device._durable
+    device = disk(features=WCE)  # without FLUSH it is write-through (5.2.5.2)
+    assert (device.config.writeback, device._durable) == (0, True)
+    device.config_written(WRITEBACK, b"\1")
+    assert device._durable
+    for options in ({"cache": Cache.WRITETHROUGH}, {"read_only": True}):
+        device = disk(**options)
+        assert not device.features & WCE
+        before = bytes(device.config)
+        device.config_written(WRITEBACK, b"\0")
+        assert bytes(device.config) == before
+
+
+def test_once_data_was_lost_nothing_is_durable_any_more(disk: Made) -> None:
+    device = disk()
+    assert ask(device, BlkType.OUT, 0, b"w" * 512)[0] == OK
+    with failing(device):
+        assert ask(device, BlkType.FLUSH)[0] == IOERR
+    device.config_written(WRITEBACK, b"\0")
+    assert ask(device, BlkType.OUT, 0, b"w" * 512)[0] == IOERR
+    assert ask(device, BlkType.DISCARD, 0, BlkRange.codec.pack(8, 8, 0))[0] == IOERR
+    assert ask(device, BlkType.IN, 0, back=512)[0] == OK
+
+
+def test_a_sync_that_failed_when_a_client_left_fails_the_next_clients_flush(disk: Made) -> None:
+    device = disk()
+    with failing(device):
+        device.drain()
+        with pytest.raises(OSError, match="Invalid argument"):
+            device.image.sync()
+    device.reset()
+    device.start(device.features)
+    assert ask(device, BlkType.FLUSH)[0] == IOERR
+    device.close()
+    assert "has lost what was written to it" in device.unfinished
+
+
+def test_an_image_that_has_grown_is_a_larger_disk(disk: Made, image: Path) -> None:
+    told: list[int] = []
+    device = disk(block_size=4096)
+    device.on_config_change(lambda: told.append(device.config.capacity))
+    device.reload()
+    assert not told
+    assert ask(device, BlkType.IN, DISK // SECTOR, back=512)[0] == IOERR
+    os.truncate(image, 2 * DISK + 4096 + 512)
+    engine = device.make_engine(device.queues[0], Asked.some_ring())  # one that is in use
+    device.reload()
+    assert told == [(2 * DISK + 4096) // SECTOR]  # in whole blocks
+    assert engine.sectors == told[0]
+    engine.close()
+    assert ask(device, BlkType.IN, DISK // SECTOR, back=512)[:2] == (OK, bytes(512))
+    assert ask(device, BlkType.OUT, told[0] - 1, b"x" * 512)[0] == OK
+    assert ask(device, BlkType.OUT, told[0], b"x" * 512)[0] == IOERR
+    assert ask(device, BlkType.DISCARD, 0, BlkRange.codec.pack(told[0] - 1, 1, 0))[0] == OK
+    os.truncate(image, DISK)
+    with pytest.raises(UsageError, match="has shrunk"):
+        device.reload()
+    assert len(told) == 1
+
+
+def test_writes_beyond_a_truncated_images_end_fail_and_do_not_make_it_longer(
+    disk: Made, image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for cache in (Cache.WRITEBACK, Cache.WRITETHROUGH, Cache.NONE):
+        os.truncate(image, DISK)
+        device = disk(cache=cache)
+        os.truncate(image, 8192)
+        caplog.clear()
+        for sector, length in ((16, 512), (1024, 4096), (15, 1024)):
+            assert ask(device, BlkType.OUT, sector, b"x" * length)[0] == IOERR
+        assert f"image {image}: it ends before the disk does" in caplog.text
+        assert image.stat().st_size == 8192
+        assert ask(device, BlkType.OUT, 15, b"x" * 512)[0] == OK
+        assert ask(device, BlkType.WRITE_ZEROES, 0, BlkRange.codec.pack(15, 8, 0))[0] == IOERR
+        assert image.stat().st_size == 8192

@@ -243,3 +243,117 @@ def test_a_read_in_many_parts_is_whole(helped: Helped, tmp_path: Path, parts: in
     assert helped.engine.drain(30.0)
     assert helped.window.bytes[status] == BlkStatus.OK
     assert bytes(helped.window.view(DATA, 512)) == (tmp_path / "image").read_bytes()[5 * 512 : 6 * 512]
+
+
+class Hanging:
+    """Stands in for the image's discard, which then does not return before :meth:`answer`."""
+
+    def __init__(self, device: BlockDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = threading.Semaphore(0)
+        self.answers = threading.Event()
+        self.calls = 0
+        monkeypatch.setattr(device.image, "discard", self._discard)
+
+    def _discard(self, *_: object) -> None:
+        self.calls += 1
+        self.reached.release()
+        assert self.answers.wait(30.0)
+
+
+def test_what_is_cancelled_is_neither_begun_nor_given_back(helped: Helped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two helpers hang; what waits behind them is dropped, and nothing is written to the window."""
+    hanging = Hanging(helped.device, monkeypatch)
+    for number in range(2):
+        helped.offer(number, BlkType.DISCARD, 0, 16, BlkRange.codec.pack(8, 8, 0))
+    helped.offer(2, BlkType.DISCARD, 0, 16, BlkRange.codec.pack(8, 8, 0))
+    helped.offer(3, BlkType.GET_ID, 0, 20)
+    helped.offer(4, BlkType.OUT, 9, 512, b"w" * 512)  # part of a page
+    before = bytes(helped.window.bytes[CELL:])
+    disk = helped.device.image.path.read_bytes()
+    assert helped.engine.serve(4) == IDLE
+    for _ in range(2):
+        assert hanging.reached.acquire(timeout=30)
+    assert helped.engine.outstanding == 5
+    assert not helped.engine.cancelled()
+    helped.engine.cancel()
+    assert helped.engine.cancelled()
+    assert not helped.engine.drain(0.05)
+    hanging.answers.set()
+    assert helped.engine.drain(30.0)
+    assert helped.engine.outstanding == 0
+    assert hanging.calls == 2
+    assert bytes(helped.window.bytes[CELL:]) == before
+    assert helped.driver.reap(N) == []
+    assert helped.device.image.path.read_bytes() == disk
+
+
+def test_a_batch_that_is_cancelled_ends(helped: Helped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue's own thread is in a call, for no helper takes that many parts."""
+    hanging = Hanging(helped.device, monkeypatch)
+    served: list[int] = []
+    for index in range(4):
+        BlkRequest.codec.pack_into(helped.window.bytes, CELL + 32 * index, BlkType.DISCARD, 0, 0)
+        parts = [(CELL + 32 * index, 16), (DATA, 16), *[(DATA + PAGE, 0)] * 130]
+        BlkRange.codec.pack_into(helped.window.bytes, DATA, 8, 8, 0)
+        table = TABLE + 0x3000 + 0x1000 * index
+        for at, (addr, length) in enumerate(parts):
+            Descriptor.codec.pack_into(helped.window.bytes, table + 16 * at, addr, length, DescFlag.NEXT, at + 1)
+        status = CELL + 32 * index + 16
+        Descriptor.codec.pack_into(helped.window.bytes, table + 16 * len(parts), status, 1, DescFlag.WRITE, 0)
+        length = 16 * (len(parts) + 1)
+        Descriptor.codec.pack_into(helped.window.bytes, 16 * index, table, length, DescFlag.INDIRECT, 0)
+        helped.window.bytes[status] = 0xEE
+    struct.pack_into(f"<HH{N}HH", helped.window.bytes, LAYOUT.avail, 0, 4, *range(N), 0)
+    thread = threading.Thread(target=lambda: served.append(helped.engine.serve(4)))
+    thread.start()
+    assert hanging.reached.acquire(timeout=30)
+    assert helped.engine.in_call()
+    helped.engine.cancel()
+    hanging.answers.set()
+    thread.join(30.0)
+    assert not thread.is_alive()
+    assert (served, hanging.calls) == ([IDLE], 1)
+    assert not helped.engine.in_call()
+    assert helped.window.bytes[CELL + 16] == 0xEE
+    assert helped.window.words("H", LAYOUT.used, 2)[1] == 0
+
+
+def test_a_sync_that_is_cancelled_lets_its_helper_go(helped: Helped, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, reached = threading.Event(), threading.Semaphore(0)
+
+    def hang(_: int) -> None:
+        reached.release()
+        assert answers.wait(30.0)
+
+    monkeypatch.setattr(os, "fdatasync", hang)
+    for number in range(3):
+        helped.offer(number, BlkType.FLUSH, 0, 0)
+    assert helped.engine.serve(4) == IDLE
+    assert reached.acquire(timeout=30)
+    helped.engine.cancel()
+    assert helped.engine.drain(30.0)  # although the disk hangs on
+    answers.set()
+
+
+def test_a_truncated_image_is_not_made_longer_by_helpers(helped: Helped, tmp_path: Path) -> None:
+    os.truncate(tmp_path / "image", PAGE)
+    helped.offer(0, BlkType.OUT, 9, 512, b"w" * 512)  # part of a page: a helper's
+    helped.offer(1, BlkType.OUT, 16, PAGE, b"w" * PAGE)
+    helped.offer(2, BlkType.OUT, 1, 512, b"w" * 512)
+    assert helped.done() == {0: BlkStatus.IOERR, 1: BlkStatus.IOERR, 2: BlkStatus.OK}
+    assert (tmp_path / "image").stat().st_size == PAGE
+
+
+def test_what_cannot_decline_to_wait_is_left_to_helpers(helped: Helped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads and writes on NFS or FUSE: the page cache may hold them, or somebody far away may have to answer."""
+    image = helped.device.image
+    monkeypatch.setattr(image, "can_decline_to_wait", False)
+    remote = helped.device.make_engine(helped.device.queues[0], helped.engine.ring)
+    remote.start_helpers()
+    helped.offer(0, BlkType.IN, 0, PAGE)
+    helped.offer(1, BlkType.OUT, 8, PAGE, b"w" * PAGE)
+    assert remote.serve(4) == IDLE
+    assert remote.outstanding == 2
+    remote.cancel()
+    remote.stop_helpers()
+    remote.close()

@@ -17,7 +17,7 @@ cdef class BlockEngine(QueueEngine):
     cdef unsigned char[::1] _lost
     cdef int _fd
     cdef int _buffered_fd
-    cdef unsigned long long _sectors
+    cdef readonly unsigned long long sectors
     cdef long long _max_request
     cdef bint _read_only
     cdef bint _inline

@@ -83,7 +83,8 @@ class BlockEngine(QueueEngine):
         self._name = name
         self._fd = fd
         self._buffered_fd = buffered_fd
-        self._sectors = size // _SECTOR
+        self.sectors = size // _SECTOR
+        """Of the disk, 512 bytes each."""
         self._max_request = max_request
         self._read_only = read_only
         self._inline = inline
@@ -146,7 +147,7 @@ class BlockEngine(QueueEngine):
 
     def resize(self, size: int) -> None:
         """Serve ``size`` bytes from now on, which are more than before."""
-        self._sectors = size // _SECTOR
+        self.sectors = size // _SECTOR
 
     def stop_helpers(self) -> None:
         """Have :meth:`helper_main` return, in every thread that runs it. Nothing is outstanding."""
@@ -260,11 +261,16 @@ class BlockEngine(QueueEngine):
             elif kind == _OUT:
                 self._move(_OUT, head, sector, status, begin, middle)
             elif not self._offload(kind, head, sector, 0, status, begin, middle - begin, stop):
+                written = 0
+                self.begin_call()
                 if kind == _FLUSH:
-                    self._complete(kind, head, status, self._sync(), 0, 0)
+                    result = self._sync()
                 else:
                     result, written = self._do_rare(kind, head, offsets, lengths, begin, middle - begin, stop - begin)
+                if self.end_call():
                     self._complete(kind, head, status, result, 0, written)
+            if self._is_cancelled():
+                return
 
     def _gather(self, begin: int, middle: int) -> bool:
         """Take the header off the front of the readable parts, however they are cut; False if they are too short."""
@@ -295,8 +301,8 @@ class BlockEngine(QueueEngine):
         if (
             not 0 < length <= self._max_request  # as long as a request may be,
             or length % _SECTOR  # in whole sectors,
-            or count > self._sectors  # on the disk,
-            or sector > self._sectors - count
+            or count > self.sectors  # on the disk,
+            or sector > self.sectors - count
             or (kind == _OUT and self._read_only)  # which may be written, if it is to be
         ):
             self._complete(kind, head, status, _IOERR, 0, 0)
