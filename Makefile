@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-debug guests-debug-some bench chart clauses clean
+.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-debug guests-debug-some bench chart clauses mutants clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,10 @@ sanitize: setup ## Run the unit tests of what is compiled with AddressSanitizer 
 
 coverage: setup ## Hold the branch coverage of the device's side, package by package
 	tools/coverage.sh $(BIN) 97
+
+mutants: setup ## Change the device's side a little, thousands of times, and see that tests notice: hours; or MUTANTS=window
+	@$(BIN)/python -m pip install -q --group mutants
+	$(BIN)/python -m tools.mutants $(MUTANTS)
 
 clauses: setup ## Write docs/clauses.md: which code holds a clause, and which test shows it
 	$(BIN)/python -m tools.clauses
