@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-debug guests-debug-some bench chart clauses mutants clean
+.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-debug guests-debug-some bench chart clauses mutants man clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,9 @@ bench: setup ## Measure, side by side with qemu-storage-daemon and QEMU: ten min
 chart: setup ## The same, and draw docs/performance.svg
 	@$(BIN)/python -m pip install -q --group bench
 	@$(BIN)/python -m benchmarks --chart docs/performance.svg $(BENCH)
+
+man: setup ## Write docs/man and docs/completion, from the commands
+	@$(BIN)/python tools/man_pages.py
 
 clean: ## Remove what was made
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

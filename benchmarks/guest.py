@@ -20,7 +20,8 @@ from nodma.errors import GuestError
 from nodma.guest import Job, Kit, Machine, Shape
 from nodma.guest import Outcome as Ended
 from nodma.guest.accelerator import choose
-from nodma.hosting.process import DeviceProcess, qemu_device
+from nodma.hosting.attach import qemu_device
+from nodma.hosting.process import DeviceProcess
 
 KERNEL: Final = "6.12"
 KINDS: Final = {"randread": "read", "randwrite": "write"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nodma.device.base import Device, Queue
-    from nodma.hosting.host import main
+    from nodma.hosting.program import main
     from nodma.ring import Request
     from nodma.spec.layout import Layout, blob, le16, le32, le64, u8
 
@@ -23,7 +23,7 @@ _HOMES = {
     "Device": "nodma.device.base",
     "Queue": "nodma.device.base",
     "Request": "nodma.ring",
-    "main": "nodma.hosting.host",
+    "main": "nodma.hosting.program",
 } | dict.fromkeys(("Layout", "blob", "le16", "le32", "le64", "u8"), "nodma.spec.layout")
 
 

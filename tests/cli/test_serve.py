@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 
 from nodma import __version__
 from nodma.driver import open_disk
+from nodma.hosting.limits import Needs
 from nodma.procfs import ProcessView
 from nodma.spec.vfio_user import Irq, IrqSetFlag, Region
 from nodma.spec.virtio_pci import VIRTIO_VENDOR
@@ -66,6 +69,7 @@ def test_json_says_the_same_and_counts_at_the_end(tmp_path: Path, image: Path) -
     path = tmp_path / "s"
     with serving("-s", path, "--image", image, "--json", "--pool", "64K", "--serial", "me") as (process, line):
         ready = json.loads(line)
+        assert (ready["format"], ready["auditable"]) == (1, False)
         assert (ready["event"], ready["socket"], ready["pool"]) == ("ready", str(path), 65536)
         option, argument = ready["qemu"]
         assert option == "-device"
@@ -76,7 +80,7 @@ def test_json_says_the_same_and_counts_at_the_end(tmp_path: Path, image: Path) -
         process.terminate()
         out, _ = process.communicate(timeout=30)
         end = json.loads(out)
-        assert (end["event"], end["clients"], end["requests"]) == ("end", 1, 2)
+        assert (end["format"], end["event"], end["clients"], end["requests"]) == (1, "end", 1, 2)
         assert end["device"]["bytes_read"] == 4096
 
 
@@ -96,7 +100,7 @@ def test_an_eventfd_that_its_client_has_block_does_not_stop_the_device(tmp_path:
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_it_cleanly_with_every_write_done(tmp_path: Path, image: Path, number: signal.Signals) -> None:
     path = tmp_path / "s"
     with serving("-s", path, "--image", image, "--queues", "2") as (process, _):
@@ -127,6 +131,142 @@ def test_an_inherited_listening_socket_is_served(tmp_path: Path, image: Path) ->
             process.communicate(timeout=30)
             assert process.returncode == 0
     assert path.exists()  # whoever made it removes it
+
+
+class Notified:
+    """What a service tells systemd: that it is ready, without a word on stdout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.settimeout(30)
+        self.environment = os.environ | {"NOTIFY_SOCKET": str(path)}
+
+    def next(self) -> str:
+        return self.socket.recv(4096).decode().splitlines()[0]
+
+
+@pytest.fixture
+def notified(tmp_path: Path) -> Iterator[Notified]:
+    made = Notified(tmp_path / "notify")
+    yield made
+    made.socket.close()
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """The writing end of a pipe that is full, and that nobody reads."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(writer)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("which", ["stdout", "stderr"])
+def test_nobody_who_reads_holds_nobody_up(tmp_path: Path, image: Path, notified: Notified, which: str) -> None:
+    path = tmp_path / "s"
+    with full_pipe() as writer:
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, which: writer}
+        command = [*NODMA, "serve", "blk", "-vv", "--json", "-s", path, "--image", image]
+        with subprocess.Popen(command, env=notified.environment, **streams) as process:
+            try:
+                assert notified.next() == "READY=1"
+                for _ in range(3):
+                    with open_disk(path) as disk:
+                        assert disk.size == 1 << 20
+                process.terminate()
+                assert notified.next() == "STOPPING=1"
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
+
+
+@pytest.mark.parametrize("how", [">/dev/full 2>/dev/full", ">&- 2>&-", "<&- >&-", "| true"])
+def test_output_that_is_full_closed_or_gone_is_nothing_to_end_for(
+    tmp_path: Path, image: Path, notified: Notified, how: str
+) -> None:
+    path = tmp_path / "s"
+    before = image.read_bytes()
+    command = shlex.join([*NODMA, "serve", "blk", "-vv", "-s", str(path), "--image", str(image)])
+    line = f"{command} 2>{tmp_path / 'err'} {how} & echo $! >{tmp_path / 'pid'}; wait $!" if how[0] != "|" else (
+        f"set -o pipefail; (echo $BASHPID >{tmp_path / 'pid'}; exec {command} 2>{tmp_path / 'err'}) {how}"
+    )  # fmt: skip
+    with subprocess.Popen(["bash", "-c", line], env=notified.environment) as shell:
+        try:
+            assert notified.next() == "READY=1"
+            with open_disk(path) as disk:
+                assert disk.pread(512, 0) == before[:512]
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+            assert shell.wait(30) == 0
+        finally:
+            shell.kill()
+    assert image.read_bytes() == before
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+def test_systemd_hands_over_the_socket(tmp_path: Path, image: Path, notified: Notified) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        launch = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+            " os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
+            " os.execv(sys.executable, [sys.executable, '-m', 'nodma', 'serve', 'blk', *sys.argv[2:]])"
+        )
+        fd = listener.fileno()
+        for where in ([], ["-s", str(path)]):
+            command = [sys.executable, "-c", launch, str(fd), "--image", image, *where]
+            with subprocess.Popen(command, pass_fds=[fd], env=notified.environment) as process:
+                assert notified.next() == "READY=1"
+                with open_disk(path) as disk:
+                    assert disk.size == 1 << 20
+                process.terminate()
+                assert notified.next() == "STOPPING=1"
+                assert process.wait(30) == 0
+            assert path.exists()
+
+
+def test_a_socket_is_for_a_group_that_may_connect(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with serving("-s", path, "--image", image, "--socket-group", str(os.getgid())):
+        status = path.stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, os.getgid())
+    with serving("-s", path, "--image", image, "--socket-mode", "666"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+
+
+def low_limit(hard: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
+
+
+def test_as_many_queues_as_there_can_be_work_under_the_usual_soft_limit(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with serving("-s", path, "--image", image, "--queues", "256", preexec_fn=low_limit(hard)) as (process, line):
+        assert line.startswith("ready")
+        with open_disk(path, queues=256) as disk:
+            disk.pread(512, 0)
+            held = len(ProcessView(process.pid).descriptors())
+            needs = Needs()
+            needs.add(256)
+            assert 1024 < held <= needs.descriptors
+            assert sum(1 for _ in Path(f"/proc/{process.pid}/task").iterdir()) <= needs.threads
+
+
+def test_queues_that_could_not_be_served_are_refused_before_it_is_ready(tmp_path: Path, image: Path) -> None:
+    command = [*NODMA, "serve", "blk", "-s", tmp_path / "s", "--image", image, "--queues", "256"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, preexec_fn=low_limit(1024))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "256 queues need up to" in done.stderr
+    assert "the hard limit of this process is 1024: raise it" in done.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_device_process_is_small(tmp_path: Path, image: Path) -> None:
@@ -160,22 +300,26 @@ def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
         (["--image", "{missing}"], 1, "nodma: error: the image {missing} does not exist: create one"),
         (["--image", "{directory}"], 1, "is a directory: it must be"),
         (["--image", "{odd}"], 1, "has 1000 bytes, expected a multiple of 512"),
-        (["--image", "{image}", "--pool", "3M"], 2, "a pool of 3145728 bytes: it must be a power of two"),
+        (
+            ["--image", "{image}", "--pool", "3M"],
+            2,
+            "the pool must be a power of two from 64K to 4G",
+        ),
         (["--image", "{image}", "--pool", "32K"], 2, "from 64K to 4G"),
         (["--image", "{image}", "--pool", "8G"], 2, "from 64K to 4G"),
-        (
-            ["--image", "{image}", "--pool", "lots"],
-            2,
-            "invalid size 'lots': give bytes, or a number with suffix K, M or G",
-        ),
-        (["--image", "{image}", "--queues", "0"], 2, "invalid number of queues 0: expected 1 to 256"),
+        (["--image", "{image}", "--pool", "lots"], 2, "invalid size 'lots': give bytes, or a number with suffix"),
+        (["--image", "{image}", "--queues", "0"], 2, "0 is not in the range 1<=x<=256"),
         (["--image", "{image}", "--serial", "x" * 21], 2, "expected up to 20 ASCII characters"),
+        (["--image", "{image}", "--socket-mode", "999"], 2, "invalid mode '999': give permissions in octal"),
+        (["--image", "{image}", "--socket-group", "nobody-at-all"], 1, "there is no group 'nobody-at-all'"),
+        (["--image", "{image}", "--profile", "dmb", "--policy", "hopeful"], 2, "policy hopeful is not available with"),
+        (["--image", b"{image}\xff"], 2, "\\udcff is not UTF-8: QEMU's arguments are JSON"),
         (["--image", "{image}", "--profile", "other"], 2, "'other' is not"),
         (["--image", "{image}", "--policy", "other"], 2, "'other' is not one of 'required', 'hopeful'"),
-        (["--image", "{image}", "--fd", "5"], 2, "give either --socket-path PATH or --fd N"),
+        (["--image", "{image}", "--fd", "5"], 2, "give --socket-path PATH or --fd N, not both"),
         ([], 2, "Missing option '--image'"),
     ],
-    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+    ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else None,
 )
 def test_what_cannot_be_served_is_said_and_leaves_nothing(
     tmp_path: Path, image: Path, arguments: list[str], code: int, why: str
@@ -184,7 +328,7 @@ def test_what_cannot_be_served_is_said_and_leaves_nothing(
     odd.write_bytes(bytes(1000))
     names = {"missing": tmp_path / "missing", "directory": tmp_path, "odd": odd, "image": image}
     path = tmp_path / "s"
-    got, said = refused("-s", path, *(argument.format(**names) for argument in arguments))
+    got, said = refused("-s", path, *(os.fsdecode(argument).format(**names) for argument in arguments))
     assert got == code
     assert why.format(**names) in said
     assert "Traceback" not in said

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,7 +56,8 @@ def children(pid: int) -> dict[str, int]:
     found = {}
     for child in (Path("/proc") / str(pid) / "task" / str(pid) / "children").read_text().split():
         words = (Path("/proc") / child / "cmdline").read_bytes().decode().split("\0")
-        found[words[words.index("--socket-path") + 1]] = int(child)
+        (path,) = (word.removeprefix("--socket-path=") for word in words if word.startswith("--socket-path="))
+        found[path] = int(child)
     return found
 
 
@@ -68,6 +70,7 @@ def refused(place: Path, *arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize("processes", ["each", "one"])
 def test_a_slot_is_served_and_ended(place: Path, processes: str) -> None:
     with serving(place, "--slot", "--share", "--processes", processes, *PAIR) as (process, ready):
+        assert ready["format"] == 1
         assert [function["role"] for function in ready["functions"]] == ["owner", "sharer"]
         devices = [json.loads(word) for word in ready["qemu"][1::2]]
         assert [device["addr"] for device in devices] == ["5.0", "5.1"]
@@ -80,6 +83,7 @@ def test_a_slot_is_served_and_ended(place: Path, processes: str) -> None:
         (end,), said = ended(process)
         assert process.returncode == 0
     assert "functions 0, 1 share one pool: each can read and change the data of the others" in said
+    assert end["format"] == 1
     assert [function["status"] for function in end["functions"]] == [0, 0]
     assert [function["report"]["device"]["writes"] for function in end["functions"]] == [1, 1]
     assert (place / "a.img").read_bytes()[:5] + (place / "b.img").read_bytes()[:5] == b"firstother"
@@ -174,23 +178,89 @@ def test_the_owners_client_takes_the_window_along(place: Path) -> None:
     ("arguments", "status", "why"),
     [
         (["--slot"], 2, "give either functions or --config FILE"),
-        (["missing.toml"], 1, "missing.toml cannot be read"),
-        (["--slot", "blk,socket=a.sock"], 2, "function 0 has no image"),
-        (["--slot", "--share", "--profile", "dmb", *PAIR], 2, "the profile dmb cannot share a pool"),
+        (["missing.toml"], 1, "cannot read missing.toml"),
+        (["--slot", "blk,socket=a.sock"], 2, "function 0: no image: a blk device needs one"),
+        (["--slot", "--share", "--profile", "dmb", *PAIR], 2, "profile dmb cannot share a pool"),
         (
             ["--slot", "--policy", "hopeful", "--profile", "dmb", *PAIR],
-            1,
-            "hopeful is not to be had with the profile dmb",
+            2,
+            "policy hopeful is not available with profile dmb",
         ),
         (["--slot", "--share", PAIR[0], PAIR[1] + ",role=owner"], 2, "functions 0 and 1 both claim to own"),
-        (["--slot", PAIR[0], PAIR[1] + ",role=sharer"], 2, "function 1 uses a shared pool, and no function owns it"),
+        (["--slot", PAIR[0], PAIR[1] + ",role=sharer"], 2, "function 1 uses a shared pool, but no function owns it"),
         (["--slot", PAIR[1], "blk,image=none.img,socket=a.sock"], 1, "function 1 .a.sock. did not start"),
         (["--slot", "--processes", "one", "blk,image=none.img,socket=a.sock"], 1, "none.img"),
-        (["--slot", "blk,image=a.img,socket=a.sock,queues=none"], 1, "none"),
+        (["--slot", "blk,image=a.img,socket=a.sock,queues=none"], 2, "function 0: .*'--queues': 'none' is not"),
+        (["--slot", "blk,image=a.img,socket=a\udcff.sock"], 2, r"the path a\\udcff.sock is not UTF-8"),
+        (["--slot", "--pci-slot", "32", *PAIR], 2, "invalid slot 32: a bus has slots 0 to 31"),
+        (["nul.toml"], 2, "nul.toml: function 0: socket: invalid path"),
+        (["program.toml"], 1, "function 0 .p.sock.: cannot run /no/such/program: No such file"),
     ],
 )
 def test_what_cannot_be_served_is_said(place: Path, arguments: list[str], status: int, why: str) -> None:
+    (place / "nul.toml").write_text('[[function]]\nimage = "a.img"\nsocket = "a\\u0000"\n')
+    (place / "program.toml").write_text('[[function]]\nprogram = ["/no/such/program"]\nsocket = "p.sock"\n')
     got, said = refused(place, *arguments)
     assert got == status
     assert re.search(why, said)
     assert not list(place.glob("*.sock"))
+
+
+def test_a_comma_in_a_name_is_written_twice(place: Path) -> None:
+    (place / "a,b.img").write_bytes(bytes(1 << 20))
+    with serving(place, "--slot", "blk,image=a,,b.img,socket=a,,b.sock") as (process, ready):
+        assert [function["socket"] for function in ready["functions"]] == ["a,b.sock"]
+        assert json.loads(ready["qemu"][1])["socket"]["path"] == "a,b.sock"
+        with open_disk(place / "a,b.sock") as disk:
+            assert disk.size == 1 << 20
+        ended(process)
+
+
+@pytest.mark.parametrize("processes", ["each", "one"])
+def test_sockets_of_a_slot_are_for_a_group(place: Path, processes: str) -> None:
+    with serving(place, "--slot", "--processes", processes, "--socket-group", str(os.getgid()), *PAIR) as (process, _):
+        for name in ("a.sock", "b.sock"):
+            assert stat.S_IMODE((place / name).stat().st_mode) == 0o660
+        ended(process)
+
+
+@pytest.mark.parametrize("processes", ["each", "one"])
+def test_systemd_hands_over_the_sockets_of_a_slot(place: Path, processes: str) -> None:
+    launch = (
+        "import os, socket, sys\n"
+        "for fd, path in ((3, 'b.sock'), (4, 'a.sock')):\n"
+        "    made = socket.socket(socket.AF_UNIX); made.bind(os.path.abspath(path)); made.listen()\n"
+        "    os.dup2(made.detach(), fd + 10); os.dup2(fd + 10, fd); os.set_inheritable(fd, True)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2')\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'nodma', 'serve', *sys.argv[1:]])\n"
+    )
+    command = [sys.executable, "-c", launch, "--slot", "--processes", processes, "--json", *PAIR]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        with open_disk(place / "b.sock") as disk:
+            assert disk.serial == "second"
+        with open_disk(place / "a.sock") as disk:
+            assert disk.serial != "second"
+        process.terminate()
+        assert process.wait(30) == 0
+    assert (place / "a.sock").exists()  # systemd's, to use again
+
+
+def test_the_owner_outlives_a_supervisor_that_is_stopped(place: Path) -> None:
+    """Without the keeper there is no fresh window for the owner's next client: it waits, and neither ends."""
+    with serving(place, "--slot", "--share", *PAIR) as (process, _):
+        pids = children(process.pid)
+        with open_disk(place / "a.sock") as disk:
+            disk.device.window.view(1 << 20, 6)[:] = b"secret"
+            os.kill(process.pid, signal.SIGSTOP)
+            assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert process.stderr
+        while "did not answer" not in process.stderr.readline():  # the owner asks for another window until it gets one
+            pass
+        os.kill(process.pid, signal.SIGCONT)
+        with open_disk(place / "a.sock") as disk:
+            assert b"secret" not in bytes(disk.device.window.bytes)
+        assert children(process.pid) == pids
+        (end,), _ = ended(process)
+        assert [function["status"] for function in end["functions"]] == [0, 0]

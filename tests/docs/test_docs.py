@@ -32,7 +32,7 @@ def test_commands_of_a_page_work(page: Path, run_page: Callable[[Path, float], C
     assert "error" not in done.stderr.lower(), done.stderr
 
 
-@pytest.mark.parametrize("name", ["dice.py", "roll.py"])
+@pytest.mark.parametrize("name", ["dice.py", "sided_dice.py", "roll.py"])
 def test_the_guide_shows_the_examples_as_they_are(name: str) -> None:
     source = (ROOT / "examples" / name).read_text()
     shown = blocks(ROOT / "docs" / "write-a-device.md", "python")

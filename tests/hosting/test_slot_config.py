@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodma.errors import UsageError
+from nodma.errors import Unavailable, UsageError
 from nodma.hosting.slot_config import Processes, Role, load_config, make_config, parse_function
 
 A = {"image": "a.img", "socket": "a.sock"}
@@ -48,7 +48,7 @@ def test_roles_may_be_given_to_each() -> None:
     assert [function.number for function in slot.users] == [1, 2]
 
 
-def test_a_program_of_ones_own_is_a_function(tmp_path: Path) -> None:
+def test_a_program_is_a_function(tmp_path: Path) -> None:
     function = {"program": ["python", "dice.py"], "socket": "d.sock", "sides": 8}
     slot = make_config({"function": [function]})
     assert slot.functions[0].program == ("python", "dice.py")
@@ -58,28 +58,45 @@ def test_a_program_of_ones_own_is_a_function(tmp_path: Path) -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "a slot has 1 to 8 functions"),
     ({"function": [A] * 9}, "a slot has 1 to 8 functions"),
-    ({"function": [A, 7]}, "function 1 is no table"),
+    ({"function": [A, 7]}, "function 1 is not a table"),
     ({"function": [A], "pol": "1M"}, "a slot has no key 'pol'; it has pool, "),
     ({"function": [A | {"imgae": 1}]}, "function 0 has no key 'imgae'"),
-    ({"function": [{"socket": "a"}]}, "function 0 has no image"),
+    ({"function": [{"socket": "a"}]}, "function 0: no image: a blk device needs one"),
     ({"function": [{"image": "a"}]}, "function 0 has no socket"),
-    ({"function": [A | {"socket": 7}]}, "function 0: socket is 7, which is no str"),
-    ({"function": [A | {"device": "net"}]}, "a slot: device is 'net'; it can be blk"),
-    ({"function": [A | {"program": "x"}]}, "program is a list of words"),
+    ({"function": [A | {"socket": 7}]}, "function 0: socket must be a string, got 7"),
+    ({"function": [A | {"device": "net"}]}, "function 0: device must be blk, got 'net'"),
+    ({"function": [A | {"program": "x"}]}, "program must be a list of words"),
     ({"function": [A | {"program": ["x"], "device": "blk"}]}, "both a device and a program"),
     ({"function": [A, B | {"socket": "a.sock"}]}, "functions 0 and 1 both listen on a.sock"),
     ({"function": [A | {"role": "owner"}, B | {"role": "owner"}]}, "functions 0 and 1 both claim to own"),
-    ({"function": [A, B | {"role": "sharer"}]}, "function 1 uses a shared pool, and no function owns it"),
-    ({"function": [A | {"role": "king"}]}, "function 0: role is 'king'; it can be private, owner, sharer"),
-    ({"function": [A, B | {"pool": "1M"}], "share": True}, "function 1 has a pool of its own and uses another's"),
-    ({"function": [A, B], "share": True, "profile": "dmb"}, "the profile dmb cannot share a pool.*DMB-V2"),
-    ({"function": [A], "profile": "pmb"}, "profile is 'pmb'; it can be swiotlb, dmb"),
-    ({"function": [A], "pool": "3M"}, "a pool of '3M' must be a power of two from 64K to 4G"),
-    ({"function": [A], "pool": True}, "a pool of True must be"),
+    ({"function": [A, B | {"role": "sharer"}]}, "function 1 uses a shared pool, but no function owns it"),
+    ({"function": [A | {"role": "king"}]}, "function 0: role must be private or owner or sharer, got 'king'"),
+    ({"function": [A, B | {"pool": "1M"}], "share": True}, "function 1 uses the pool of another function"),
+    ({"function": [A, B], "share": True, "profile": "dmb"}, "profile dmb cannot share a pool.*DMB-V2"),
+    ({"function": [A], "profile": "pmb"}, "profile must be swiotlb or dmb, got 'pmb'"),
+    (
+        {"function": [A], "pool": "3M"},
+        "a slot: the pool must be a power of two from 64K to 4G.* got 3M",
+    ),
+    ({"function": [A], "pool": True}, 'pool must be an integer, or a string such as "16M", got true'),
     ({"function": [A], "pool": "lots"}, "invalid size 'lots'"),
-    ({"function": [A], "share": "yes"}, "share is 'yes', which is no bool"),
-    ({"function": [A], "slot": 32}, "slot 32: a bus has slots 0 to 31"),
-    ({"function": [{"program": ["x"], "socket": "s"}], "processes": "one"}, "a program of one's own runs in a process"),
+    ({"function": [A], "share": "yes"}, "share must be true or false, got 'yes'"),
+    ({"function": [A], "slot": 32}, "invalid slot 32: a bus has slots 0 to 31"),
+    ({"function": [A | {"queues": 0}]}, "function 0: Invalid value for '--queues': '?0'? is not in the range"),
+    ({"function": [A | {"queues": "many"}]}, "function 0: Invalid value for '--queues'"),
+    ({"function": [A | {"queues": [1]}]}, "function 0: queues must be a string, a number, true or false"),
+    ({"function": [A | {"read-only": "yes"}]}, "function 0: Option '--read-only' does not take a value"),
+    ({"function": [A | {"serial": "a\0b"}]}, "function 0: serial must be a string"),
+    ({"function": [A | {"socket": "a\0b"}]}, "function 0: socket: invalid path"),
+    ({"function": [A | {"socket": ""}]}, "function 0: socket: invalid path ''"),
+    ({"function": [A | {"socket": "\udcff"}]}, r"function 0: socket: the path \\udcff is not UTF-8"),
+    ({"function": [A | {"image": "\udcff"}]}, r"function 0: .*the path \\udcff is not UTF-8"),
+    ({"function": [{"program": ["x\0"], "socket": "s"}]}, "program must be a list of words"),
+    ({"function": [{"program": ["x"], "socket": "s", "pool-users": 3}]}, "function 0 has no key 'pool-users'"),
+    ({"function": [{"program": ["x"], "socket": "s", "--json": True}]}, "function 0 has no key '--json'"),
+    ({"function": [A], "profile": "dmb", "policy": "hopeful"}, "policy hopeful is not available with profile dmb"),
+    ({"function": [A, B | {"socket": "./a.sock"}]}, "functions 0 and 1 both listen on"),
+    ({"function": [{"program": ["x"], "socket": "s"}], "processes": "one"}, "cannot be used with program"),
 ]
 
 
@@ -91,9 +108,14 @@ def test_what_cannot_be_is_said(raw: dict[str, Any], why: str) -> None:
 
 def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     path = tmp_path / "slot.toml"
-    with pytest.raises(UsageError, match=r"slot\.toml cannot be read"):
+    with pytest.raises(Unavailable, match=r"cannot read .*slot\.toml"):
         load_config(path)
-    for content, why in ((b"[[", "is no TOML"), (b"\xff", "is no TOML"), (b"pool = '3M'", "functions")):
+    for content, why in (
+        (b"[[", "is not TOML"),
+        (b"\xff", "is not TOML"),
+        (b"a=" + b"[" * 9999, "is not TOML"),
+        (b"pool = '3M'", "functions"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=rf"slot\.toml.* {why}"):
             load_config(path)
@@ -106,8 +128,15 @@ def test_functions_on_the_command_line() -> None:
         "read-only": True,
         "queues": "2",
     }
-    for text in ("blk,image=a,image=b", "blk,,x=1", "blk,=3"):
-        with pytest.raises(UsageError, match="given twice, or is no KEY=VALUE"):
+    assert parse_function("blk,image=a,,b=c.img,serial=,,,x")["image"] == "a,b=c.img"
+    assert parse_function("blk,image=a,,b=c.img,serial=,,,x") == {
+        "device": "blk",
+        "image": "a,b=c.img",
+        "serial": ",",
+        "x": True,
+    }
+    for text, why in (("blk,image=a,image=b", "image is given twice"), ("blk,=3", "expected KEY"), ("blk,", "got ''")):
+        with pytest.raises(UsageError, match=why):
             parse_function(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ import pytest
 
 from nodma.errors import Disconnected, NodmaError, UsageError
 from nodma.pci import ConfigSpace
-from nodma.pci_function import PoolKeeper, RemoteKeeper, SharedPoolConfig
+from nodma.pci_function import PoolKeeper, RemoteKeeper, SharedPoolConfig, shared_window
 from nodma.pci_function.shared_window import SharedWindow
 from nodma.ring import RingLayout
 from nodma.spec.profiles import DMB, SELF
+from nodma.spec.slot_protocol import KeeperCommand, KeeperReply, KeeperRequest, KeeperStatus
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import Status
 from nodma.spec.virtio_pci import CfgType, CommonCfg
+from nodma.window import Window
 
 POOL = 1 << 20
 BASE, ELSEWHERE = 0x10_0000_0000, 0x20_0000_0000
@@ -265,3 +268,147 @@ def test_a_sharer_whose_keeper_is_gone_says_so(make_disk: Callable[..., Any], ke
     disk.registers.enable(LAYOUT, BASE)
     assert "the keeper of the shared pool" in disk.core.reason
     here.close()
+
+
+@pytest.fixture
+def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A function's end of the keeper's socket, and the keeper's."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    there.setblocking(False)
+    here.settimeout(30)
+    with here, there:
+        yield here, there
+
+
+@pytest.mark.parametrize(
+    ("packet", "owner", "status"),
+    [
+        (bytes(KeeperRequest.new(command=KeeperCommand.LEND, id=7)), False, KeeperStatus.OK),
+        (bytes(KeeperRequest.new(command=KeeperCommand.RENEW, id=7)), True, KeeperStatus.OK),
+        (bytes(KeeperRequest.new(command=KeeperCommand.RENEW, id=7)), False, KeeperStatus.NOT_OWNER),
+        (bytes(KeeperRequest.new(command=3, id=7)), True, KeeperStatus.BAD_COMMAND),
+        (bytes(KeeperRequest.new(command=KeeperCommand.RENEW, id=7, version=2)), True, KeeperStatus.BAD_VERSION),
+    ],
+)
+def test_the_keeper_answers_each_request_with_its_id(
+    keeper: PoolKeeper, channel: tuple[socket.socket, socket.socket], packet: bytes, owner: bool, status: KeeperStatus
+) -> None:
+    here, there = channel
+    before = keeper.generation
+    here.send(packet)
+    assert keeper.answer(there, owner=owner)
+    answer, fds, _, _ = socket.recv_fds(here, 99, 9)
+    reply = KeeperReply(answer)
+    assert (len(answer), reply.version, reply.status, reply.id) == (16, 1, status, 7)
+    assert len(fds) == (status == KeeperStatus.OK)
+    assert (keeper.generation != before) == (status == KeeperStatus.OK and owner)
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("packet", [b"x", bytes(15), bytes(17), bytes(9999)])
+def test_a_packet_of_another_size_is_no_command(
+    keeper: PoolKeeper, channel: tuple[socket.socket, socket.socket], packet: bytes
+) -> None:
+    here, there = channel
+    here.send(packet)
+    assert keeper.answer(there, owner=True)
+    assert KeeperReply(here.recv(99)).status == KeeperStatus.BAD_COMMAND
+    here.shutdown(socket.SHUT_RDWR)
+    assert not keeper.answer(there, owner=True)
+
+
+def test_a_keeper_without_memory_says_so_and_keeps_the_window(
+    keeper: PoolKeeper, channel: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = channel
+    here.send(bytes(KeeperRequest.new(command=KeeperCommand.RENEW, id=7)))
+
+    def fail(_: int) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Window, "create", fail)
+        assert keeper.answer(there, owner=True)
+    assert KeeperReply(here.recv(99)).status == KeeperStatus.FAILED
+    generation, fd = keeper.lend(0)
+    assert generation == keeper.generation
+    assert fd is not None
+    os.close(fd)
+
+
+def test_a_late_answer_is_not_taken_for_that_to_another_request(
+    keeper: PoolKeeper,
+    channel: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    count_descriptors: Callable[[], int],
+) -> None:
+    here, there = channel
+    monkeypatch.setattr(shared_window, "ANSWER_SECONDS", 0.05)
+    remote = RemoteKeeper(here)
+    before = count_descriptors()
+    for _ in range(3):
+        with pytest.raises(Disconnected, match=r"the keeper of the shared pool did not answer within 0\.05 s"):
+            remote.renew()
+    for _ in range(3):
+        assert keeper.answer(there, owner=True)
+    late = keeper.generation
+    monkeypatch.setattr(shared_window, "ANSWER_SECONDS", 30.0)
+    here.settimeout(30)
+    answering = threading.Thread(target=lambda: answer_soon(keeper, there))
+    answering.start()
+    generation, fd = remote.lend(0)
+    answering.join(30)
+    assert generation == late
+    assert fd is not None
+    os.close(fd)
+    assert count_descriptors() == before
+
+
+def answer_soon(keeper: PoolKeeper, channel: socket.socket) -> None:
+    """Answer one request as soon as it comes."""
+    select.select([channel], [], [], 30)
+    keeper.answer(channel, owner=True)
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (
+            bytes(KeeperReply.new(id=1, version=2, status=KeeperStatus.BAD_VERSION)),
+            "speaks version 2 .* process version 1",
+        ),
+        (bytes(KeeperReply.new(id=1, status=KeeperStatus.NOT_OWNER)), "refused: NOT_OWNER"),
+        (bytes(KeeperReply.new(id=1, status=99)), "refused: status 99"),
+        (b"short", "another size than expected"),
+    ],
+)
+def test_a_keeper_that_refuses_is_believed(
+    channel: tuple[socket.socket, socket.socket], reply: bytes, why: str
+) -> None:
+    here, there = channel
+    there.send(reply)
+    with pytest.raises(Disconnected, match=why):
+        RemoteKeeper(here).lend(0)
+
+
+def test_a_sharer_keeps_its_window_while_the_keeper_is_away(
+    channel: tuple[socket.socket, socket.socket], keeper: PoolKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = channel
+    answering = threading.Thread(target=lambda: answer_soon(keeper, there))
+    answering.start()
+    monkeypatch.setattr(shared_window, "ANSWER_SECONDS", 30.0)
+    remote = RemoteKeeper(here)
+    sharer = SharedWindow(remote, POOL, owner=False)
+    answering.join(30)
+    here.settimeout(0.05)
+    window = sharer.window
+    sharer.renew()
+    assert sharer.window is window
+    owner = SharedWindow(keeper, POOL, owner=True)
+    owner._keeper = remote
+    with pytest.raises(Disconnected):
+        owner.renew()
+    sharer.close()
+    owner.close()

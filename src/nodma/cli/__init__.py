@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from nodma import __version__
-from nodma.hosting.host import run
+from nodma.hosting.program import run
 
 _COMMANDS: Final = {
     "demo": "Show a disk that cannot touch guest memory at work.",

@@ -1,19 +1,20 @@
-"""``nodma serve``: run a device that comes with nodma in this process."""
+"""``nodma serve``: serve a device that comes with nodma from this process."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any, Final
 
 import click
 
-from nodma.cli.serve_slot import serve_slot
-from nodma.device.image import Cache
-from nodma.hosting.host import HostOptions, host, host_options
-from nodma.hosting.slot_devices import block_device
+from nodma.hosting.devices import BLK
+from nodma.hosting.options import HostOptions, add_options, host_options
+from nodma.hosting.program import serve_device
+
+_SLOT: Final = "slot"
 
 
 class _Serve(click.Group):
-    """Takes `--slot` and the name of a TOML file for the command `slot`, which they mean."""
+    """Takes `--slot` and the name of a TOML file for the command `slot`, which is loaded when it is asked for."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] == "--slot":
@@ -21,6 +22,16 @@ class _Serve(click.Group):
         elif args and args[0].endswith(".toml"):
             args = ["slot", "--config", *args]
         return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), _SLOT]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == _SLOT:
+            from nodma.cli.serve_slot import serve_slot
+
+            return serve_slot
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(cls=_Serve)
@@ -31,37 +42,14 @@ def serve() -> None:
     """
 
 
-serve.add_command(serve_slot)
-
-
-@serve.command()
-@click.option("--image", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The disk image.")
-@click.option("--read-only", is_flag=True, help="Refuse writes; the image is opened for reading.")
-@click.option(
-    "--cache",
-    type=click.Choice([mode.value for mode in Cache]),
-    default=Cache.WRITEBACK.value,
-    show_default=True,
-    help="The host's page cache, with flushes; the same, each write durable at once; or none (O_DIRECT).",
-)
-@click.option("--queues", type=int, default=1, show_default=True, metavar="N", help="Request queues.")
-@click.option("--serial", default="", metavar="TEXT", help="Up to 20 ASCII characters.")
 @host_options
-def blk(*, options: HostOptions, image: Path, read_only: bool, cache: str, queues: int, serial: str) -> None:
+def blk(*, options: HostOptions, **arguments: Any) -> None:
     """Serve a virtio block device.
 
-    Prints one line when the socket accepts. SIGTERM and SIGINT end it: requests that were taken are done,
-    the image is synced, the socket is removed.
+    Prints one line when the socket accepts. SIGTERM, SIGINT and SIGHUP end it: requests that were taken are finished,
+    the image is synced, the socket is removed. SIGUSR1 has it look at the image's size again.
     """
+    serve_device(lambda options: BLK.make(pool=options.share_of_pool, **arguments), options)
 
-    host(
-        lambda options: block_device(
-            image,
-            pool=options.share_of_pool,
-            read_only=read_only,
-            queues=queues,
-            serial=serial,
-            cache=Cache(cache),
-        ),
-        options,
-    )
+
+serve.add_command(click.command(BLK.name)(add_options(blk, BLK.options)))

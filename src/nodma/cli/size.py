@@ -13,7 +13,7 @@ from rich.table import Table
 from nodma.cli.console import make_console, print_table
 from nodma.cli.json_line import echo_json
 from nodma.errors import UsageError
-from nodma.hosting.host import Size
+from nodma.hosting.options import Size
 from nodma.hosting.slot_config import parse_function
 from nodma.pool_sizing import Disk, SlotDemand, pool_for, slots_needed
 from nodma.spec.profiles import PROFILES, SWIOTLB

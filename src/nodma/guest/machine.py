@@ -22,7 +22,7 @@ from nodma.guest.job import Job
 from nodma.guest.kernel import Kernel
 from nodma.guest.qemu import FIRMWARE
 from nodma.guest.tools import Tools
-from nodma.hosting.process import qemu_device
+from nodma.hosting.attach import qemu_device
 
 _END_SECONDS: Final = 20.0
 _RESULTS: Final = b"NODMA-RESULTS\n"

@@ -1,266 +1,276 @@
-"""Run a device model as a process of its own: the options, the ready line, the clean end.
+"""The functions that one process serves, one or eight, by one loop: how they are assembled, served, and ended.
 
-For a device of one's own this is all there is to a program::
-
-    if __name__ == "__main__":
-        main(Dice)
+There is no other way to run a function. :class:`Host` makes devices, puts a PCI function around each and a server in
+front of it; all servers share the loop of the main thread.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
-import signal
-import socket
-import sys
+import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import click
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, Self
 
 from nodma.device.base import Device
-from nodma.errors import NodmaError, Unavailable, UsageError
-from nodma.hosting.process import end_with_parent, qemu_device
-from nodma.hosting.ratelimit import RateLimit
+from nodma.errors import NodmaError, Unavailable
+from nodma.hosting import output
+from nodma.hosting.limits import Needs
+from nodma.hosting.lockdown import lock_down
+from nodma.hosting.signals import Signals
+from nodma.hosting.systemd import Notifier
 from nodma.loop import Loop
-from nodma.pci_function import PciFunction, RemoteKeeper, SharedPoolConfig
-from nodma.ring import COMPILED
-from nodma.spec.profiles import PROFILES, SWIOTLB, Policy
-from nodma.units import parse_size
-from nodma.vfio_user.listener import adopt_listener, make_listener
+from nodma.pci_function import PciFunction, SharedPoolConfig
+from nodma.spec.profiles import SWIOTLB, Policy, Profile
+from nodma.vfio_user.listener import Listener
 from nodma.vfio_user.server import Server
 
 log = logging.getLogger(__name__)
 
+Report = dict[str, Any]
+
 _FINISH_SECONDS: Final = 2.0
+"""How long requests that are there when the process is asked to end may take, for all functions together."""
 _POLL_NS: Final = 1_000_000
 _BRIEF_POLL_NS: Final = 200_000  # what a notification costs: it goes from the guest to the VMM to the device, and back
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Size(click.ParamType[int]):
-    """A size in bytes on the command line."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except NodmaError as error:
-            self.fail(str(error), param, ctx)
-
 
 @dataclass(frozen=True, slots=True)
-class HostOptions:
-    """How a device is served. Exactly one of ``socket_path`` and ``fd`` says where; ``pool`` is bytes."""
+class FunctionSettings:
+    """What a function is besides its device. ``pool`` is the bytes of its window, ``shared`` whom it shares it with."""
 
-    socket_path: Path | None = None
-    fd: int | None = None
-    pool: int = 16 << 20
-    profile: str = SWIOTLB.name
-    policy: str = Policy.REQUIRED.value
+    pool: int
+    profile: Profile = SWIOTLB
+    policy: Policy = Policy.REQUIRED
     poll: bool = False
-    verbose: int = 0
-    as_json: bool = False
-    slot_fd: int | None = None
-    pool_owner: str | None = None
-    pool_users: int = 1
+    """Whether queues are polled for long, instead of about as long as a notification takes."""
+    shared: SharedPoolConfig | None = None
+
+
+@dataclass(slots=True)
+class HostedFunction:
+    """A function of this process. ``doing`` says what it is at, for whoever has to end it before that is done."""
+
+    name: str
+    device: Device
+    function: PciFunction
+    make_listener: Callable[[], Listener]
+    listener: Listener | None = None
+    server: Server | None = None
+    doing: str = ""
+    problems: list[str] = field(default_factory=list)
+    """What went wrong at its end."""
 
     @property
-    def share_of_pool(self) -> int:
-        """Bytes of the pool that this device may count on: all, or where it is shared an equal part."""
-        return self.pool // self.pool_users
+    def path(self) -> str:
+        """Where it listens; "" if it does not yet."""
+        return self.listener.path if self.listener else ""
 
+    def listen(self, loop: Loop) -> None:
+        """Begin to accept clients. Raises UsageError if it cannot listen there."""
+        self.listener = self.make_listener()
+        self.server = Server(self.function, self.listener.socket, loop)
 
-_OPTIONS = (
-    click.option("-s", "--socket-path", type=click.Path(path_type=Path), metavar="PATH", help="Where to listen."),
-    click.option("--fd", type=int, metavar="N", help="Listen on this descriptor, a listening UNIX socket."),
-    click.option(
-        "--pool",
-        type=Size(),
-        default="16M",
-        show_default=True,
-        help="The window's size: a power of two from 64K to 4G.",
-    ),
-    click.option(
-        "--profile", type=click.Choice(list(PROFILES)), default=SWIOTLB.name, show_default=True, help="Wire profile."
-    ),
-    click.option(
-        "--policy",
-        type=click.Choice([policy.value for policy in Policy]),
-        default=Policy.REQUIRED.value,
-        show_default=True,
-        help="Refuse a driver that does not accept the profile's feature, or accept it and catch what lies outside.",
-    ),
-    click.option(
-        "--poll", is_flag=True, help="Look for requests all the time while some come, on a core for each queue in use."
-    ),
-    click.option("-v", "--verbose", count=True, help="Log what happens; twice: every refused message too."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
-    # What `nodma serve --slot` tells the processes of its functions.
-    click.option("--slot-fd", type=int, hidden=True, help="Where the keeper of the slot's shared pool answers."),
-    click.option("--pool-owner", hidden=True, help='Whose BAR the shared pool is in: "self", or a function\'s number.'),
-    click.option("--pool-users", type=click.IntRange(1), default=1, hidden=True, help="Functions that share it."),
-)
+    def reload(self) -> None:
+        """Have the device look at its back end again, which may have grown."""
+        self.function.reload()
 
+    def finish(self, seconds: float) -> None:
+        """Handle the requests that are there, and let the client go."""
+        self.doing = "finishing requests"
+        if self.server:
+            self.server.finish(seconds)
 
-def host_options(command: F) -> F:
-    """Give a click command the options that every device process has, as one argument ``options``."""
-
-    def gathered(**arguments: Any) -> Any:
-        mine = {option.name: arguments.pop(option.name) for option in fields(HostOptions)}
-        return command(options=HostOptions(**mine), **arguments)
-
-    gathered.__doc__ = command.__doc__
-    gathered.__name__ = command.__name__
-    gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered  # type: ignore[return-value]
-
-
-def host(make_device: Callable[[HostOptions], Device], options: HostOptions) -> None:
-    """Serve a device until SIGTERM or SIGINT; print a ready line when the socket accepts.
-
-    At the end the requests that were taken are done, the device is drained, the socket file is gone.
-    Raises NodmaError if it cannot be served.
-    """
-    if (options.socket_path is None) == (options.fd is None):
-        raise click.UsageError("give either --socket-path PATH or --fd N: where to listen.")
-    if options.slot_fd is not None:
-        end_with_parent()
-    start_log(options.verbose)
-    device = make_device(options)
-    try:
-        function = PciFunction(
-            device,
-            pool=options.pool,
-            profile=PROFILES[options.profile],
-            policy=Policy(options.policy),
-            share=_share(options),
-            threads=True,
-            poll_ns=poll_ns(options.poll),
-        )
-    except BaseException:
-        device.close()
-        raise
-    try:
-        listener = make_listener(options.socket_path) if options.socket_path else adopt_listener(options.fd or 0)
-        loop = Loop()
-        server = Server(function, listener.socket, loop)
+    def close(self) -> None:
+        """Give up everything; what was acknowledged is durable if this does not raise."""
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: loop.stop())
-            _announce(options, function.describe(), listener.path)
-            loop.run()
-            server.finish(_FINISH_SECONDS)
+            if self.server:
+                self.server.close()
+            if self.listener:
+                self.listener.remove()
         finally:
-            server.close()
-            loop.close()
-            listener.remove()
-    finally:
-        function.close()
-    _say_end(options, report(function, server))
+            self.doing = f"making what was written durable ({self.function.describe()})"
+            before = self.function.core.reason
+            self.function.close()
+            if self.function.core.reason != before:
+                self.problems.append(f"{self.name}: {self.function.core.reason}")
+            if self.function.unfinished:
+                self.problems.append(f"{self.name}: {self.function.unfinished}")
+                log.error("%s", self.problems[-1])
+        self.doing = ""
 
+    def try_to(self, work: Callable[[], None]) -> None:
+        """Do a part of the end; if it fails, note why: the other parts, and other functions, end all the same."""
+        try:
+            work()
+        except Exception as error:
+            if not isinstance(error, (NodmaError, OSError)):
+                log.debug("a traceback", exc_info=True)
+            self.problems.append(f"{self.name}: {self.doing or 'closing'}: {_reason(error)}")
+            log.error("%s", self.problems[-1])
 
-def poll_ns(poll: bool) -> int:
-    """Give how long, in ns, a queue is polled after its last request at most. Where it does not pay off it is less."""
-    return _POLL_NS if poll else _BRIEF_POLL_NS
-
-
-def start_log(verbose: int) -> None:
-    """Log to stderr: warnings, with 1 what happens, with 2 every refused message; never more than a reader can read."""
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(RateLimit())
-    logging.basicConfig(level=level, handlers=[handler], format="nodma: %(levelname)s: %(message)s")
-
-
-def _share(options: HostOptions) -> SharedPoolConfig | None:
-    """Say whose window it is, if it is shared."""
-    if options.slot_fd is None or options.pool_owner is None:
-        return None
-    keeper = RemoteKeeper(socket.socket(fileno=options.slot_fd))
-    return SharedPoolConfig(keeper, None if options.pool_owner == "self" else int(options.pool_owner))
-
-
-def main(device_class: Callable[[], Device]) -> None:
-    """Be the program of a device: take the options from the command line, and serve it.
-
-    Exits with 0 when it was ended, 1 if it could not be served, 2 if the command line is wrong.
-    """
-
-    @click.command(help=device_class.__doc__)
-    @host_options
-    def serve(options: HostOptions) -> None:
-        host(lambda _: device_class(), options)
-
-    run(serve)
-
-
-def run(command: click.Command, prog_name: str | None = None) -> None:
-    """Run a command line; nodma's errors become one line and an exit code: 2 for a wrong command line, else 1."""
-    try:
-        status = command.main(standalone_mode=False, prog_name=prog_name)
-    except NodmaError as error:
-        click.echo(f"nodma: error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) and not isinstance(error, Unavailable) else 1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    if isinstance(status, int):  # of a command that ended by Context.exit
-        sys.exit(status)
-
-
-def _announce(options: HostOptions, device: str, path: str) -> None:
-    """Print the ready line."""
-    argument = qemu_device(path)
-    if options.as_json:
-        record = {
-            "event": "ready",
-            "device": device,
-            "socket": path,
-            "pool": options.pool,
-            "ring": "compiled" if COMPILED else "interpreted",
-            "qemu": ["-device", argument],
+    def report(self) -> Report:
+        """Count what the function did."""
+        counters = self.function.core.counters
+        server = self.server
+        assert server
+        return {
+            "clients": server.clients,
+            "messages": server.messages,
+            "requests": self.function.core.requests,
+            "notifications": counters.notifications,
+            "interrupts": self.function.core.interrupted,
+            "needs_reset": counters.needs_reset,
+            "features_refused": counters.refused,
+            "addresses_outside_window": counters.outside,
+            "last_reason": self.function.core.reason,
+            "dma_maps": server.guard.maps,
+            "dma_descriptors_closed": server.guard.descriptors_closed,
+            "device": self.function.statistics(),
+            "problems": self.problems,
         }
-        click.echo(json.dumps(record))
-    else:
-        click.echo(f"ready: {device} on {path}, attach: -device {shlex.quote(argument)}")
-    sys.stdout.flush()
 
 
-def _say_end(options: HostOptions, record: dict[str, Any]) -> None:
-    """Say, at the end, what happened in the whole life of the process."""
-    if options.as_json:
-        click.echo(json.dumps({"event": "end"} | record))
-    else:
-        log.info("served: %s", record)
+class Host:
+    """The functions of this process. Use it as a context: what was made is closed at its end, whatever happens."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.functions: list[HostedFunction] = []
+        self._needs = Needs()
+        self._stack = ExitStack()
+        self._stack.callback(self.loop.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(
+        self,
+        name: str,
+        make_device: Callable[[], Device],
+        make_listener: Callable[[], Listener],
+        settings: FunctionSettings,
+    ) -> HostedFunction:
+        """Make a device and a function around it; it listens from :meth:`listen` on.
+
+        Raises NodmaError if it cannot be served; nothing of it is left then.
+        """
+        device = _make(make_device)
+        with ExitStack() as stack:
+            stack.callback(device.close)
+            self._needs.add(len(device.queues))
+            function = PciFunction(
+                device,
+                pool=settings.pool,
+                profile=settings.profile,
+                policy=settings.policy,
+                share=settings.shared,
+                threads=True,
+                poll_ns=_POLL_NS if settings.poll else _BRIEF_POLL_NS,
+            )
+            stack.pop_all()
+        hosted = HostedFunction(name, device, function, make_listener)
+        self.functions.append(hosted)
+        self._stack.callback(self._close, hosted)
+        return hosted
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when all functions that are added after this are closed."""
+        self._stack.callback(callback)
+
+    def listen(self) -> None:
+        """Have all functions listen. Raises UsageError if one cannot."""
+        for hosted in self.functions:
+            hosted.listen(self.loop)
+
+    def run(self) -> list[Report]:
+        """Serve until :meth:`stop`, end all functions, and return what each reports.
+
+        Reports have ``problems`` if something could not be done; they are in the log then.
+        """
+        try:
+            self.loop.run()
+        except NodmaError as error:
+            log.error("%s", error)
+            self.functions[0].problems.append(str(error))
+        end = time.monotonic() + _FINISH_SECONDS
+        for hosted in self.functions:
+            hosted.try_to(lambda each=hosted: each.finish(max(0.0, end - time.monotonic())))  # type: ignore[misc]
+        self._stack.close()
+        return [hosted.report() for hosted in self.functions]
+
+    def stop(self) -> None:
+        """Have :meth:`run` end. For any thread."""
+        self.loop.stop()
+
+    def reload(self) -> None:
+        """Have each device look at its back end again, soon. For any thread."""
+        self.loop.call_soon_threadsafe(self._reload)
+
+    def give_up(self, reason: str) -> NoReturn:
+        """End the process as it is, and say what was not done. For any thread."""
+        left = "; ".join(f"{hosted.name}: {hosted.doing}" for hosted in self.functions if hosted.doing)
+        for hosted in self.functions:
+            if hosted.listener:
+                hosted.listener.remove()
+        output.say_error(f"ended by force, because {reason}; not done: {left or 'starting, or waiting for a client'}")
+        output.flush()
+        os._exit(1)
+
+    def _reload(self) -> None:
+        for hosted in self.functions:
+            try:
+                hosted.reload()
+            except Exception as error:
+                log.error("%s: reload failed: %s", hosted.name, _reason(error))
+
+    def _close(self, hosted: HostedFunction) -> None:
+        hosted.try_to(hosted.close)
 
 
-def report(function: PciFunction, server: Server) -> dict[str, Any]:
-    """Count what a device process did."""
-    counters = function.core.counters
-    return {
-        "clients": server.clients,
-        "messages": server.messages,
-        "requests": function.core.requests,
-        "notifications": counters.notifications,
-        "interrupts": function.core.interrupted,
-        "needs_reset": counters.needs_reset,
-        "features_refused": counters.refused,
-        "addresses_outside_window": counters.outside,
-        "last_reason": function.core.reason,
-        "dma_maps": server.guard.maps,
-        "dma_descriptors_closed": server.guard.descriptors_closed,
-        "device": function.statistics(),
-    }
+def serve(
+    host: Host, assemble: Callable[[Host], None], announce: Callable[[Host], None], *, auditable: bool
+) -> list[Report]:
+    """Assemble the functions of ``host``, announce them, and serve them until a signal ends that; return their reports.
+
+    Unless ``auditable``, no process of this user may look into this one.
+
+    Raises NodmaError if they cannot be served.
+    """
+    notifier = Notifier()
+
+    def stop() -> None:
+        notifier.stopping()
+        host.stop()
+
+    with Signals(stop=stop, reload=host.reload, give_up=host.give_up), host:
+        assemble(host)
+        lock_down(auditable=auditable)
+        host.listen()
+        announce(host)
+        notifier.ready("serving " + ", ".join(hosted.function.describe() for hosted in host.functions))
+        return host.run()
+
+
+def _make(make_device: Callable[[], Device]) -> Device:
+    """Make a device; whatever its author's code raises becomes one line."""
+    try:
+        return make_device()
+    except NodmaError:
+        raise
+    except Exception as error:
+        log.info("a traceback", exc_info=True)
+        raise Unavailable(f"the device cannot be made: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an exception says, as one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (NodmaError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -10,23 +10,27 @@ owner's end take their pool away, nor do they ever work in one window on what wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import struct
 import threading
+import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nodma.errors import Disconnected, UsageError
+from nodma.spec.slot_protocol import (
+    NO_GENERATION,
+    VERSION,
+    KeeperCommand,
+    KeeperReply,
+    KeeperRequest,
+    KeeperStatus,
+)
 from nodma.window import Window
 
-_REQUEST: Final = struct.Struct("<BQ")  # what is asked for, and the generation that is mapped
-_REPLY: Final = struct.Struct("<Q")
-_LEND, _RENEW = 1, 2
-_SECONDS: Final = 5.0
-"""How long a keeper may take to answer."""
-NEVER: Final = 0
-"""No generation of any window."""
+ANSWER_SECONDS: Final = 1.0
+"""How long a keeper may take to answer, before whoever asked gives that request up."""
 
 
 class Keeper(Protocol):
@@ -44,7 +48,7 @@ class PoolKeeper:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.generation = NEVER + 1
+        self.generation = NO_GENERATION + 1
         self._window = Window.create(size)
         self._lock = threading.Lock()
 
@@ -57,8 +61,9 @@ class PoolKeeper:
     def renew(self) -> None:
         """Make a fresh window of zeros."""
         with self._lock:
+            fresh = Window.create(self.size)
             self._window.close()
-            self._window = Window.create(self.size)
+            self._window = fresh
             self.generation += 1
 
     def close(self) -> None:
@@ -66,53 +71,100 @@ class PoolKeeper:
         self._window.close()
 
     def answer(self, channel: socket.socket, *, owner: bool) -> bool:
-        """Answer one question that came over the socket of a :class:`RemoteKeeper`; False at its end.
+        """Answer one request that came over the socket of a :class:`RemoteKeeper`; return False at its end.
 
-        Only the ``owner`` may have the window renewed. Raises OSError if the answer cannot be sent at once, over a
+        Only the ``owner`` may have the window renewed. Raises OSError if the answer cannot be sent at once over a
         socket that does not block.
         """
-        question = channel.recv(_REQUEST.size)
-        if len(question) < _REQUEST.size:
+        packet = channel.recv(KeeperRequest.size + 1)
+        if not packet:
             return False
-        kind, generation = _REQUEST.unpack(question)
-        if kind == _RENEW and owner:
-            self.renew()
-        now, fd = self.lend(generation)
+        fd = None
+        reply = KeeperReply.new()
+        if len(packet) != KeeperRequest.size:
+            reply.status = KeeperStatus.BAD_COMMAND
+        else:
+            request = KeeperRequest(packet)
+            reply.id = request.id
+            try:
+                reply.status = self._carry_out(request, owner)
+                if reply.status == KeeperStatus.OK:
+                    reply.generation, fd = self.lend(request.generation)
+            except (OSError, MemoryError):
+                reply.status = KeeperStatus.FAILED
         try:
-            socket.send_fds(channel, [_REPLY.pack(now)], [] if fd is None else [fd])
+            socket.send_fds(channel, [bytes(reply)], [] if fd is None else [fd])
         finally:
             if fd is not None:
                 os.close(fd)
         return True
 
+    def _carry_out(self, request: KeeperRequest, owner: bool) -> KeeperStatus:
+        if request.version != VERSION:
+            return KeeperStatus.BAD_VERSION
+        if request.command == KeeperCommand.LEND:
+            return KeeperStatus.OK
+        if request.command != KeeperCommand.RENEW:
+            return KeeperStatus.BAD_COMMAND
+        if not owner:
+            return KeeperStatus.NOT_OWNER
+        self.renew()
+        return KeeperStatus.OK
+
 
 class RemoteKeeper:
-    """A keeper in another process, at the other end of a SOCK_SEQPACKET socket, which this owns."""
+    """A keeper in another process, at the other end of a SOCK_SEQPACKET socket, which this owns.
+
+    A keeper that is held up answers late or not at all: it is asked again, and answers to earlier requests are ignored.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        channel.settimeout(_SECONDS)
+        self._id = 0
+        channel.settimeout(ANSWER_SECONDS)
 
     def lend(self, generation: int) -> tuple[int, int | None]:
-        """Ask for the window. Raises Disconnected if nobody answers."""
-        return self._ask(_LEND, generation)
+        """Ask for the window. Raises Disconnected if nobody answers within :data:`ANSWER_SECONDS`."""
+        return self._ask(KeeperCommand.LEND, generation)
 
     def renew(self) -> None:
-        """Have a fresh window made. Raises Disconnected if nobody answers."""
-        _, fd = self._ask(_RENEW, NEVER)
+        """Have a fresh window made. Raises Disconnected if nobody answers within :data:`ANSWER_SECONDS`."""
+        _, fd = self._ask(KeeperCommand.RENEW, NO_GENERATION)
         if fd is not None:
             os.close(fd)
 
-    def _ask(self, kind: int, generation: int) -> tuple[int, int | None]:
+    def _ask(self, command: int, generation: int) -> tuple[int, int | None]:
+        self._id = (self._id + 1) & 0xFFFFFFFF
         try:
-            self._channel.sendall(_REQUEST.pack(kind, generation))
-            answer, fds, _, _ = socket.recv_fds(self._channel, _REPLY.size, 1)
+            self._channel.sendall(bytes(KeeperRequest.new(command=command, id=self._id, generation=generation)))
+            return self._answer(time.monotonic() + ANSWER_SECONDS)
         except OSError as error:
-            self._channel.close()  # a late answer must not be taken for that to another question
-            raise Disconnected(f"the keeper of the shared pool does not answer: {error}") from error
-        if len(answer) < _REPLY.size:
-            raise Disconnected("the keeper of the shared pool is gone")
-        return _REPLY.unpack(answer)[0], fds[0] if fds else None
+            reason = f"within {ANSWER_SECONDS:g} s" if isinstance(error, TimeoutError) else f"({error.strerror})"
+            raise Disconnected(f"the keeper of the shared pool did not answer {reason}") from error
+
+    def _answer(self, deadline: float) -> tuple[int, int | None]:
+        while True:
+            packet, fds, _, _ = socket.recv_fds(self._channel, KeeperReply.size, 1)
+            if not packet:
+                raise Disconnected("the keeper of the shared pool is gone")
+            reply = KeeperReply(packet) if len(packet) == KeeperReply.size else None
+            if reply and reply.id == self._id and reply.status == KeeperStatus.OK:
+                return reply.generation, fds[0] if fds else None
+            for fd in fds:
+                os.close(fd)
+            if reply is None or (reply.id == self._id and reply.status != KeeperStatus.OK):
+                raise Disconnected(f"the keeper of the shared pool refused: {_show_status(reply)}")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+
+
+def _show_status(reply: KeeperReply | None) -> str:
+    if reply is None:
+        return "its reply has another size than expected"
+    if reply.status == KeeperStatus.BAD_VERSION:
+        return f"it speaks version {reply.version} of the slot protocol, this process version {VERSION}"
+    names = {status.value: status.name for status in KeeperStatus}
+    return names.get(reply.status, f"status {reply.status}")
 
 
 class OwnWindow:
@@ -143,7 +195,7 @@ class SharedWindow:
         self._keeper = keeper
         self._size = size
         self._owner = owner
-        self._generation, fd = keeper.lend(NEVER)
+        self._generation, fd = keeper.lend(NO_GENERATION)
         if fd is None:
             raise UsageError("the keeper of the shared pool hands out no window")
         self.window = Window.adopt(fd, size)
@@ -167,10 +219,16 @@ class SharedWindow:
         return True
 
     def renew(self) -> None:
-        """The client is gone: with the owner's, the window goes; else it is the owner's client's, and stays."""
+        """The client is gone: with the owner's, the window goes; else it is the owner's client's, and stays.
+
+        Raises Disconnected if the owner gets no fresh window: call again before another client is served.
+        """
         if self._owner:
             self._keeper.renew()
-        self.refresh()
+            self.refresh()
+        else:
+            with contextlib.suppress(Disconnected):  # asked again before the next queue is enabled
+                self.refresh()
 
     def close(self) -> None:
         """Let the mapping go."""

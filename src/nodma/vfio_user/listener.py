@@ -36,8 +36,8 @@ class Listener:
             self.made = None
 
 
-def make_listener(path: Path) -> Listener:
-    """Listen at ``path``, readable and writable for this user alone.
+def make_listener(path: Path, *, mode: int = 0o600, group: int = -1) -> Listener:
+    """Listen at ``path``, with the permissions ``mode``, and for the group of that number (-1: this process's).
 
     A socket file that nobody listens on any more, left by a process that was killed, is replaced. Raises
     UsageError if another process listens there, or something else is in the way.
@@ -46,7 +46,7 @@ def make_listener(path: Path) -> Listener:
         raise UsageError(f"the socket path {path} is longer than {_PATH_MAX} bytes: use a shorter one")
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    before = os.umask(0o777 & ~mode)
     try:
         sock.bind(str(path))
     except OSError as error:
@@ -56,8 +56,16 @@ def make_listener(path: Path) -> Listener:
         raise Unavailable(f"cannot listen at {path}: {error.strerror}") from error
     finally:
         os.umask(before)
-    sock.listen(_BACKLOG)
-    return Listener(sock, str(path), _identity(str(path)))
+    listener = Listener(sock, str(path), _identity(str(path)))
+    try:
+        if group >= 0:  # before it listens: nobody of another group got in
+            os.chown(path, -1, group, follow_symlinks=False)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        listener.remove()
+        sock.close()
+        raise Unavailable(f"cannot give the socket {path} to group {group}: {error.strerror}") from error
+    return listener
 
 
 def adopt_listener(fd: int) -> Listener:

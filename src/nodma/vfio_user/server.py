@@ -135,7 +135,7 @@ class Server:
         self._loop.call_later(seconds, self._accept_again)
 
     def _accept_again(self) -> None:
-        if not self._finished:
+        if not self._finished and (self._connection or self._detached):
             self._accepting.resume()
 
     def _drop(self, why: str) -> None:
@@ -156,7 +156,7 @@ class Server:
         self._detach()
 
     def _detach(self) -> None:
-        """Have the endpoint forget the client. Until it has, there is no next one."""
+        """Have the endpoint forget the client. Until it has, there is no next one: who connects has to wait."""
         if self._connection or self._detached:
             return
         try:
@@ -164,9 +164,11 @@ class Server:
         except Exception:
             _log("the device cannot be made ready for the next client; trying again")
             if not self._finished:
+                self._accepting.pause()
                 self._loop.call_later(_RETRY_SECONDS, self._detach)
         else:
             self._detached = True
+            self._accept_again()
 
     def _check_handshake(self, connection: Connection) -> None:
         if self._connection is connection and not self._commands.negotiated:

@@ -1,0 +1,109 @@
+"""What signals do to a process, whatever its main thread is waiting for.
+
+SIGTERM, SIGINT and SIGHUP end it in order: requests are finished, images are synced. Not later than a deadline, or at
+once with a second of these signals, it ends as it is. SIGUSR1 has the devices look at their back ends again.
+
+Python runs a signal's handler in the main thread only, when no system call keeps it. So the handlers here do nothing,
+and a thread of its own reads which signals came, from the descriptor that Python writes them to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS: Final = 30.0
+"""How long an orderly end may take."""
+_SAME_SECONDS: Final = 1.0
+"""Signals to end that come within this time of the first are the same wish: systemd, a terminal, and a supervisor may
+each send one."""
+_STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_HANDLED: Final = (*sorted(_STOP), signal.SIGUSR1)
+
+
+class Signals:
+    """Handles signals while it is entered, by the main thread.
+
+    ``stop``, ``reload`` and ``give_up`` are called by another thread. ``give_up``, called with the reason, is to end
+    the process; it is called ``seconds`` after ``stop``, or with a second signal, if the block was not left by then.
+    """
+
+    def __init__(
+        self,
+        *,
+        stop: Callable[[], None],
+        reload: Callable[[], None],
+        give_up: Callable[[str], None],
+        seconds: float = STOP_SECONDS,
+    ) -> None:
+        self._stop = stop
+        self._reload = reload
+        self._give_up = give_up
+        self._seconds = seconds
+        self._before: dict[int, Any] = {}
+        self._read = self._write = self._wakeup_before = -1
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in _HANDLED:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored: by nohup(1)
+                self._before[number] = signal.signal(number, lambda *_: None)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._write)  # the thread reads the end of the pipe, and ends
+        self._thread.join()
+        os.close(self._read)
+
+    def _watch(self) -> None:
+        # The main thread gets them, unless the kernel keeps it: then this one does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {*_STOP, signal.SIGUSR1})
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        begun = 0.0
+        while True:
+            left = max(0.0, begun + self._seconds - time.monotonic()) * 1000 if begun else None
+            if not poll.poll(left):
+                self._give_up(f"it was not done {self._seconds:g} s after it was asked to end")
+            with contextlib.suppress(BlockingIOError):
+                numbers = os.read(self._read, select.PIPE_BUF)
+                if not numbers:
+                    return
+                begun = self._handle(numbers, begun)
+
+    def _handle(self, numbers: bytes, begun: float) -> float:
+        """Do what came; return since when the process is to end, 0.0 if it is not."""
+        for number in numbers:
+            if number == signal.SIGUSR1:
+                _try(self._reload)
+            elif number not in _STOP:
+                continue
+            elif not begun:
+                begun = time.monotonic()
+                _try(self._stop)
+            elif time.monotonic() - begun > _SAME_SECONDS:
+                self._give_up(f"{signal.Signals(number).name} came a second time")
+        return begun
+
+
+def _try(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except Exception:  # the next signal is to be handled all the same
+        log.exception("a signal could not be handled")

@@ -1,0 +1,115 @@
+"""What signals do, also while the main thread hangs."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from nodma.hosting import signals as module
+from nodma.hosting.signals import Signals
+
+
+class Calls(queue.SimpleQueue[str]):
+    """What was called, in order."""
+
+    def signals(self, seconds: float = 60) -> Signals:
+        return Signals(
+            stop=lambda: self.put("stop"), reload=lambda: self.put("reload"), give_up=self.put, seconds=seconds
+        )
+
+    def next(self) -> str:
+        return self.get(timeout=30)
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_each_of_three_ends_it(calls: Calls, number: signal.Signals) -> None:
+    with calls.signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert calls.next() == "reload"
+        os.kill(os.getpid(), number)
+        assert calls.next() == "stop"
+
+
+def test_a_second_one_at_once_is_the_same_wish_and_a_later_one_is_not(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with calls.signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert calls.next() == "stop"
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGUSR1)  # comes after it
+        assert calls.next() == "reload"
+        monkeypatch.setattr(module, "_SAME_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert calls.next() == "SIGHUP came a second time"
+
+
+def test_a_deadline_ends_it(calls: Calls) -> None:
+    with calls.signals(seconds=0.05):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert calls.next() == "stop"
+        assert calls.next() == "it was not done 0.05 s after it was asked to end"
+
+
+def test_what_is_called_may_fail(calls: Calls) -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    with Signals(stop=lambda: calls.put("stop"), reload=fail, give_up=calls.put):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert calls.next() == "stop"
+
+
+def test_nohup_is_respected(calls: Calls) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with calls.signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert calls.next() == "stop"
+            assert calls.empty()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_main_thread_that_hangs_is_ended_all_the_same() -> None:
+    """As in a system call that no signal interrupts: the signals are blocked, and it waits for ever."""
+    code = textwrap.dedent("""
+        import os, signal
+        from nodma.hosting.signals import Signals
+        def give_up(reason):
+            print(reason, flush=True)
+            os._exit(1)
+        with Signals(stop=lambda: print("stop", flush=True), reload=lambda: None, give_up=give_up, seconds=0.2):
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            print("begun", flush=True)
+            signal.sigwait({signal.SIGURG})
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.stdout.readline() == "stop\n"
+        assert process.stdout.readline() == "it was not done 0.2 s after it was asked to end\n"
+        assert process.wait(30) == 1
