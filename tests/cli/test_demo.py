@@ -83,7 +83,7 @@ def test_runs_of_blocks_are_as_long_as_they_can_be() -> None:
 
 
 def test_the_tree_has_the_files_that_were_asked_for(tmp_path: Path) -> None:
-    tree = make_tree(tmp_path / "tree", 200, lambda _: None)
-    assert len(tree.digests) == 200
+    tree = make_tree(tmp_path / "tree", 500, lambda _: None)
+    assert len(tree.digests) == 500
     assert any(path.startswith("nodma/") for path in tree.digests)
     assert tree.rewritable
