@@ -10,7 +10,8 @@ import pytest
 from nodma.guest import Job, Kernel, Shape
 
 pytestmark = pytest.mark.timeout(300)
-FUNCTION = "0000:00:05.0"
+IDENTITY = "f41a4210"
+"""Vendor and device id of a virtio block function, as bytes."""
 
 
 def job_of(lab: Any, name: str, files: dict[str, bytes | Path], drivers: list[str], *programs: str) -> Job:
@@ -54,17 +55,24 @@ IOMMU = Shape(arguments=["-device", "intel-iommu,caching-mode=on"], append="inte
 
 
 @pytest.mark.parametrize(
-    ("driver", "shape"),
-    [("uio_pci_generic", Shape()), ("vfio-pci", IOMMU)],
+    ("driver", "modules", "shape"),
+    [
+        ("uio_pci_generic", ["uio_pci_generic"], Shape()),
+        ("vfio-pci", ["vfio_pci", "vfio_iommu_type1"], IOMMU),
+    ],
     ids=["uio_pci_generic", "vfio-pci"],
 )
-def test_a_function_goes_to_another_driver_and_back(lab: Any, newest: Kernel, driver: str, shape: Shape) -> None:
+def test_a_function_goes_to_another_driver_and_back(
+    lab: Any, newest: Kernel, driver: str, modules: list[str], shape: Shape
+) -> None:
     image = lab.image()
-    drivers = ["nodma", "virtio_blk", driver.replace("-", "_")]
-    job = job_of(lab, "handover", {"driver": driver.encode()}, drivers, "fio")
+    drivers = ["nodma", "virtio_blk", *modules]
+    files: dict[str, bytes | Path] = {"driver": driver.encode(), (use := f"use_{driver}.py"): lab.scenarios / use}
+    job = job_of(lab, "handover", files, drivers, "fio", "python")
     with lab.serve(image) as device, lab.machine(newest, job, [image], shape) as machine:
         outcome = machine.finish(120)
         report = device.stop()
     assert outcome.status == 0, outcome.console[-4000:]
-    assert outcome.file("rounds").split() == ["0", "1", "2"]
+    assert outcome.file("handed").split() == ["0", "1", "2"]
+    assert outcome.file("used").split() == [IDENTITY] * 3
     assert report["addresses_outside_window"] == 0

@@ -5,6 +5,8 @@ function=0000:00:05.0
 pci=/sys/bus/pci/devices/$function
 other=$(cat /job/driver)
 records=0
+unsafe=/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts
+[ ! -e $unsafe ] || echo Y >$unsafe
 idle=$(cat $pci/virtio*/nodma/used)
 for round in 0 1 2; do
 	disk=$(disk_of $function)
@@ -17,8 +19,7 @@ for round in 0 1 2; do
 	rm /tmp/noise
 	echo $function >/sys/bus/pci/drivers_probe
 	[ "$(basename $(readlink $pci/driver))" = $other ]
-	[ ! -e /job/use.py ] || python3 /job/use.py $function >>/out/used
-	ls /sys/class/uio /dev/vfio >>/out/seen 2>/dev/null || :
+	python3 /job/use_$other.py $function >>/out/used
 	echo $function >/sys/bus/pci/drivers/$other/unbind
 	echo >$pci/driver_override
 	echo $function >/sys/bus/pci/drivers_probe
@@ -26,7 +27,7 @@ for round in 0 1 2; do
 	[ "$(basename $(readlink $pci/virtio*/driver))" = virtio_blk ]
 	check_records $disk $records
 	check_slots $function $idle
-	echo $round >>/out/rounds
+	echo $round >>/out/handed
 done
 load_begin $disk
 load_moves
