@@ -132,7 +132,7 @@ class QueueThread:
     def interrupt(self) -> None:
         """End a system call that keeps it: the write to an eventfd that was filled, and made to block."""
         number = signal.SIGALRM
-        if callable(signal.getsignal(number)):  # else it would end the process
+        if self.engine.signalling and callable(signal.getsignal(number)):  # else it would end the process
             signal.pthread_kill(self._threads[0].ident or 0, number)
 
     @property

@@ -180,6 +180,8 @@ class QueueEngine:
             state = self.take_turns(_TURNS)
             if state == _FAULT:
                 return _FAULT
+            if self._is_cancelled():
+                break
             if self.outstanding:
                 self.collect()
             if self.wanted:
