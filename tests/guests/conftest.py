@@ -28,6 +28,8 @@ from nodma.vfio_user.listener import make_listener
 SCENARIOS = Path(__file__).parent / "scenarios"
 PLAIN = Shape()
 DRIVERS = ("nodma", "virtio_blk")
+PATIENCE = 400.0
+"""Seconds that a guest may take for anything: it ends what hangs, on a machine however busy."""
 
 
 TIMING = re.compile("soft lockup|stall|workqueue lockup")
@@ -208,7 +210,7 @@ class Lab:
         programs: Sequence[str] = (),
         files: Mapping[str, bytes | Path] | None = None,
         shape: Shape = PLAIN,
-        seconds: float = 120,
+        seconds: float = PATIENCE,
     ) -> Run:
         """Run a scenario with disks served; its script must exit with 0."""
         job = Job((SCENARIOS / f"{scenario}.sh").read_text(), drivers=drivers, programs=programs, files=files or {})
@@ -227,7 +229,9 @@ class Lab:
         functions = [f"blk,image={image},socket={self.socket(image)}" for image in images]
         return Served("--slot", "--share", *options, *functions)
 
-    def run_slot(self, kernel: Kernel, job: Job, images: Sequence[Path], *options: str, seconds: float = 120) -> Run:
+    def run_slot(
+        self, kernel: Kernel, job: Job, images: Sequence[Path], *options: str, seconds: float = PATIENCE
+    ) -> Run:
         """Run a job with disks in one slot and one pool; its script must exit with 0."""
         with self.slot(images, *options) as slot:
             with self.machine(kernel, job, [images]) as machine:

@@ -15,7 +15,7 @@ from nodma.guest import Kit
 from nodma.guest.debian import SUITES
 from nodma.guest.kit import set_up
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 def nodma(*words: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,10 @@ def nodma(*words: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
 
 def test_run_gives_the_scripts_status_and_its_files(lab: Any, tmp_path: Path) -> None:
     script = tmp_path / "script"
-    script.write_text("cat /job/word /sys/block/vda/size >/out/said\nmkdir /out/deep\necho x >/out/deep/er\nexit 7\n")
+    script.write_text(
+        "disk=$(disk)\ncat /job/word /sys/block/${disk##*/}/size >/out/said\n"
+        "mkdir /out/deep\necho x >/out/deep/er\nexit 7\n"
+    )
     (tmp_path / "word").write_text("hello\n")
     done = nodma(
         "run", "--json", "--disk", lab.image(size=1 << 20), "--script", script, "--file", tmp_path / "word", "--out",
@@ -48,7 +51,7 @@ def test_run_with_a_users_own_qemu_and_kernel(lab: Any, kit: Kit, tmp_path: Path
     program.write_text(f'#!/bin/sh\nexec {" ".join(kit.qemu.arguments())} "$@"\n')
     program.chmod(0o755)
     script = tmp_path / "script"
-    script.write_text("test -b /dev/vda\n")
+    script.write_text("test -b $(disk)\n")
     shutil.copy(kit.root / "usr/bin/busybox", tmp_path)
     done = nodma(
         "run", "--kit", tmp_path / "none", "--qemu", program, "--kernel", kernel.image, "--modules", kernel.modules,

@@ -10,7 +10,7 @@ import pytest
 from nodma.guest import Kernel
 from nodma.spec.profiles import DMB, PROFILES
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_each_slot_is_used_but_that_at_offset_0(lab: Any, newest: Kernel) -> None:

@@ -17,7 +17,7 @@ from nodma.spec.profiles import SWIOTLB
 
 FILES = 5000
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from nodma.guest import Kernel, Kit, Shape
 from nodma.guest.debian import SUITES
 from nodma.spec.virtio import Feature
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 IOMMUS = {
     "intel-iommu": ("intel-iommu,caching-mode=on", "intel_iommu=on iommu.passthrough=0", ()),

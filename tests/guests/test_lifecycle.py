@@ -9,13 +9,13 @@ import pytest
 
 from nodma.guest import Job, Kernel, Shape
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 TIMES = 10
 
 
 def test_unbind_remove_rmmod_and_reset_under_io(lab: Any, kernel: Kernel) -> None:
     drivers = ["nodma watch_ms=200", "virtio_blk"]
-    run = lab.run(kernel, "lifecycle", [lab.image()], drivers=drivers, seconds=300)
+    run = lab.run(kernel, "lifecycle", [lab.image()], drivers=drivers, seconds=600)
     done = Counter(line.split()[0] for line in run.outcome.file("done").splitlines())
     assert done == {"unbind": TIMES, "remove": TIMES, "rmmod": TIMES, "reset": TIMES}
     assert run.outcome.file("records").strip() == str(4 * TIMES)
@@ -26,7 +26,7 @@ def test_reboot_under_io(lab: Any, newest: Kernel) -> None:
     image = lab.image()
     job = Job((lab.scenarios / "reboot.sh").read_text(), drivers=["nodma", "virtio_blk"])
     with lab.serve(image) as device, lab.machine(newest, job, [image], Shape(reboots=True)) as machine:
-        outcome = machine.finish(300)
+        outcome = machine.finish(400)
         report = device.stop()
     assert outcome.file("boots").strip() == str(TIMES)
     assert outcome.console.count("REBOOT record") == TIMES

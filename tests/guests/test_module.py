@@ -12,7 +12,7 @@ from nodma.guest import Kernel, Kit
 from nodma.guest.chroot import run_inside
 from nodma.guest.kernel import MODULE_SOURCE
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_make_builds_it_without_warnings(kit: Kit, kernel: Kernel, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nodma.guest import Kit
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 SCREEN = 40
 
 

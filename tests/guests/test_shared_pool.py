@@ -12,7 +12,7 @@ from nodma.device.image import Image
 from nodma.guest import Job, Kernel
 from nodma.pci_function import PciFunction, PoolKeeper, SharedPoolConfig
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 POOL = 1 << 20
 PHASES = ["bind", "reset", "driver", "module", "removal"]
 
@@ -93,10 +93,10 @@ def test_a_reservation_keeps_room_beside_a_flood(lab: Any, newest: Kernel) -> No
         lab.machine(newest, job, [images]) as machine,
     ):
         for asked in ("sleep", "wake") * 2:
-            machine.console.expect(f"PLEASE {asked}", 60)
+            machine.console.expect(f"PLEASE {asked}", 200)
             owner.asleep = asked == "sleep"
             machine.console.send("done")
-        outcome = machine.finish(60)
+        outcome = machine.finish(400)
     keeper.close()
     assert outcome.status == 0, machine.console.tail()
     counters = {

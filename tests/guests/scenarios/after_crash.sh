@@ -1,7 +1,8 @@
 # Give all records that are there.
 set -e
+disk=$(disk)
 number=0
-while [ "$(dd if=/dev/vda bs=4096 skip=$number count=1 2>/dev/null | head -n 1)" = "$(printf 'record %08d' $number)" ]; do
+while [ "$(dd if=$disk bs=4096 skip=$number count=1 2>/dev/null | head -n 1)" = "$(printf 'record %08d' $number)" ]; do
 	number=$((number + 1))
 done
 echo $number >/out/records

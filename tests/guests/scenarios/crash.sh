@@ -1,9 +1,12 @@
 # Numbered records, each flushed before it is announced, with fio beside it, until the device dies. What was announced
 # must be there when the disk is served again.
+device=/sys/bus/pci/devices/0000:00:05.0
+disk=$(disk)
+stat=/sys/block/${disk##*/}/stat
 number=0
 cat >/tmp/fio <<END
 [load]
-filename=/dev/vda
+filename=$disk
 ioengine=libaio
 direct=1
 iodepth=32
@@ -15,12 +18,12 @@ time_based
 runtime=600
 END
 fio /tmp/fio --eta=never --output=/out/fio.txt 2>&1 &
-read -r x x x x before rest </sys/block/vda/stat
+read -r x x x x before rest <$stat
 while :; do
-	read -r x x x x writes rest </sys/block/vda/stat
+	read -r x x x x writes rest <$stat
 	[ $writes -gt $((before + 50)) ] && break
 done
-while { printf 'record %08d\n' $number | dd of=/dev/vda bs=4096 seek=$number conv=sync,fsync,notrunc 2>/out/dd.txt; }; do
+while { printf 'record %08d\n' $number | dd of=$disk bs=4096 seek=$number conv=sync,fsync,notrunc 2>/out/dd.txt; }; do
 	echo "FLUSHED $number"
 	number=$((number + 1))
 done
@@ -28,8 +31,8 @@ echo "WRITE FAILED $number"
 wait $!
 echo "FIO ENDED $?"
 echo $number >/out/flushed
-cat /sys/bus/virtio/devices/virtio0/nodma/broken >/out/broken
+cat $device/virtio*/nodma/broken >/out/broken
 dmesg | grep nodma >/out/dmesg
 # The guest itself is well, and can let go of the disk.
-echo virtio0 >/sys/bus/virtio/drivers/virtio_blk/unbind
-test -b /dev/vda || echo gone >/out/unbound
+basename $device/virtio* >/sys/bus/virtio/drivers/virtio_blk/unbind
+test -b $disk || echo gone >/out/unbound

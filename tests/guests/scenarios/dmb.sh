@@ -1,8 +1,10 @@
 # fio on a disk whose addresses are offsets, each block verified; and the module's counters.
 set -e
+device=/sys/bus/pci/devices/0000:00:05.0
+disk=$(disk)
 cat >/tmp/fio <<END
 [dmb]
-filename=/dev/vda
+filename=$disk
 ioengine=libaio
 direct=1
 iodepth=16
@@ -14,5 +16,5 @@ verify_fatal=1
 verify_state_save=0
 END
 fio /tmp/fio --eta=never --output-format=json --output=/out/fio.json
-cp /sys/bus/virtio/devices/virtio0/features /out/features
-cp /sys/bus/virtio/devices/virtio0/nodma/* /out
+cp $device/virtio*/features /out/features
+cp $device/virtio*/nodma/* /out

@@ -1,17 +1,18 @@
 # A disk in daily use: a file system with 5000 files, written, read again after a remount; discard; fio.
 set -e
-test -b /dev/vda
+device=/sys/bus/pci/devices/0000:00:05.0
+disk=$(disk)
 cat /proc/version >/out/version
-cat /sys/bus/virtio/devices/virtio0/features >/out/features
+cat $device/virtio*/features >/out/features
 
-mkfs.ext4 -q /dev/vda 120M # fio writes behind it
-mount -t ext4 /dev/vda /mnt
+mkfs.ext4 -q $disk 120M # fio writes behind it
+mount -t ext4 $disk /mnt
 tar -x -C /mnt -f /job/tree.tar
 find /mnt/tree -type f | wc -l >/out/files
 (cd /mnt && find tree -type f | sort | xargs sha256sum) >/tmp/before
 sync
 umount /mnt
-mount -t ext4 /dev/vda /mnt
+mount -t ext4 $disk /mnt
 (cd /mnt && sha256sum -c /tmp/before >/dev/null)
 echo same >/out/checksums
 
@@ -22,7 +23,7 @@ umount /mnt
 
 cat >/tmp/fio <<END
 [global]
-filename=/dev/vda
+filename=$disk
 ioengine=libaio
 direct=1
 iodepth=32
@@ -39,4 +40,4 @@ offset=192m
 END
 fio /tmp/fio --eta=never --output-format=json --output=/out/fio.json
 mkdir /out/counters
-cp /sys/bus/virtio/devices/virtio0/nodma/* /out/counters
+cp $device/virtio*/nodma/* /out/counters

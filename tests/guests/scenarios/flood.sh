@@ -1,12 +1,12 @@
 # A disk whose device sleeps is flooded at depth 128 until it has every slot that it can get; beside it is one that is used
 # at depth 1. With a reservation that one does not notice; without, it gets none until the other wakes.
 set -e
-owner=/sys/bus/pci/devices/0000:00:05.0
-sharer=/sys/bus/pci/devices/0000:00:05.1
-of() { cat $1/virtio*/nodma/$2; }
-disk() { echo "/dev/$(ls $1/virtio*/block)"; }
+pci=/sys/bus/pci/devices
+owner=0000:00:05.0
+sharer=0000:00:05.1
+of() { cat $pci/$1/virtio*/nodma/$2; }
 ask() { echo "PLEASE $1" && read -r answer; }
-keep() { mkdir -p /out/$1 && cp $owner/virtio*/nodma/* /out/$1 && mkdir /out/$1/sharer && cp $sharer/virtio*/nodma/* /out/$1/sharer; }
+keep() { mkdir -p /out/$1 && cp $pci/$owner/virtio*/nodma/* /out/$1 && mkdir /out/$1/sharer && cp $pci/$sharer/virtio*/nodma/* /out/$1/sharer; }
 
 flood() {
 	ask sleep
@@ -18,7 +18,7 @@ single() {
 }
 wake() {
 	ask wake
-	cat $owner/virtio*/status >/dev/null # a message, which a device looks up from
+	cat $pci/$owner/virtio*/status >/dev/null # a message, which a device looks up from
 	wait
 }
 
@@ -27,7 +27,7 @@ single
 keep reserved
 wake
 
-for function in $owner $sharer; do basename $function/virtio* >/sys/bus/virtio/drivers/virtio_blk/unbind; done
+for function in $owner $sharer; do basename $pci/$function/virtio* >/sys/bus/virtio/drivers/virtio_blk/unbind; done
 rmmod nodma
 insmod /job/drivers/nodma.ko reserve_kib=0
 flood

@@ -7,7 +7,6 @@ pci=/sys/bus/pci/devices
 virtio=/sys/bus/virtio/drivers/virtio_blk
 fail() { echo "FAILED: $*"; dmesg | tail -n 30; exit 1; }
 name() { basename $pci/$1/virtio*; }
-disk() { echo "/dev/$(ls $pci/$1/virtio*/block)"; }
 of() { cat $pci/$1/virtio*/nodma/$2; }
 keep() { mkdir -p /out/$1 && cp $pci/$2/virtio*/nodma/* /out/$1; }
 read_all() { dd if=$(disk $1) bs=64k iflag=direct 2>/dev/null | sha256sum; }
@@ -26,10 +25,28 @@ idle_owner=$(of $owner used)
 idle_sharer=$(of $sharer used)
 held=$(read_all $sharer)
 
+# Wait until a command succeeds, a minute at most.
+eventually() {
+	tries=600
+	until "$@"; do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || return 1
+		usleep 100000
+	done
+}
+
+are_idle() {
+	[ "$(of $owner used)" = $idle_owner ] && [ "$(of $sharer used)" = $idle_sharer ] &&
+		[ "$(of $owner pool_used)" = $((idle_owner + idle_sharer)) ]
+}
+
+counts_more() { [ "$(of $1 unmaps)" -gt $2 ]; }
+
 check() {
-	[ "$(of $owner used)" = $idle_owner ] || fail "after $1 the owner uses $(of $owner used) slots, not $idle_owner"
-	[ "$(of $sharer used)" = $idle_sharer ] || fail "after $1 the sharer uses $(of $sharer used) slots, not $idle_sharer"
-	[ "$(of $owner pool_used)" = $((idle_owner + idle_sharer)) ] || fail "after $1 the pool has $(of $owner pool_used)"
+	disk $owner
+	disk $sharer
+	eventually are_idle || fail "after $1 the owner uses $(of $owner used) slots, not $idle_owner, the sharer" \
+		"$(of $sharer used), not $idle_sharer, and the pool has $(of $owner pool_used)"
 	[ "$(read_all $sharer)" = "$held" ] || fail "after $1 the sharer's data are other ones"
 	echo "$1" >>/out/done
 }
@@ -43,7 +60,7 @@ start_load() {
 	done
 	for function in $owner $sharer; do
 		before=$(of $function unmaps)
-		until [ "$(of $function unmaps)" -gt $((before + 50)) ]; do :; done
+		eventually counts_more $function $((before + 50)) || fail "$function is not read"
 	done
 }
 

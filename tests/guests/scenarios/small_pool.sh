@@ -1,8 +1,10 @@
 # A pool that fills: everything is slower, and right.
 set -e
+device=/sys/bus/pci/devices/0000:00:05.0
+disk=$(disk)
 cat >/tmp/fio <<END
 [global]
-filename=/dev/vda
+filename=$disk
 ioengine=libaio
 direct=1
 iodepth=32
@@ -19,4 +21,4 @@ bs=1m
 END
 fio /tmp/fio --eta=never --output-format=json --output=/out/fio.json
 mkdir /out/counters
-cp /sys/bus/virtio/devices/virtio0/nodma/* /out/counters
+cp $device/virtio*/nodma/* /out/counters

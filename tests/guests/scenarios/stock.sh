@@ -1,4 +1,4 @@
-# A kernel that knows nothing of restricted DMA. Its root file system is another disk, /dev/vda.
+# A kernel that knows nothing of restricted DMA. Its root file system is another disk.
 grep ' / ext4' /proc/mounts >/out/root
 ls /sys/block | grep vd >/out/disks
 dmesg | grep 'virtio_blk' >/out/dmesg

@@ -1,7 +1,10 @@
 # Two disks, four queues each, used by four processors at once.
 set -e
-for disk in vda vdb; do
-	ls /sys/block/$disk/mq | wc -l >>/out/queues
+pci=/sys/bus/pci/devices
+functions="0000:00:05.0 0000:00:06.0"
+for function in $functions; do
+	disk=$(disk $function)
+	ls /sys/block/${disk##*/}/mq | wc -l >>/out/queues
 done
 cat >/tmp/fio <<END
 [global]
@@ -15,14 +18,15 @@ verify=crc32c
 verify_fatal=1
 verify_state_save=0
 END
-for disk in vda vdb; do
+for function in $functions; do
+	disk=$(disk $function)
 	for cpu in 0 1 2 3; do
-		printf '[%s-%s]\nfilename=/dev/%s\noffset=%sm\ncpus_allowed=%s\n' $disk $cpu $disk $((cpu * 16)) $cpu >>/tmp/fio
+		printf '[%s-%s]\nfilename=%s\noffset=%sm\ncpus_allowed=%s\n' ${disk##*/} $cpu $disk $((cpu * 16)) $cpu >>/tmp/fio
 	done
 done
 fio /tmp/fio --eta=never --output-format=json --output=/out/fio.json
-for disk in 0 1; do
-	mkdir /out/counters$disk
-	cp /sys/bus/virtio/devices/virtio$disk/nodma/* /out/counters$disk
+for function in $functions; do
+	mkdir /out/$function
+	cp $pci/$function/virtio*/nodma/* /out/$function
 done
 grep virtio /proc/interrupts >/out/interrupts

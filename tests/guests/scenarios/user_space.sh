@@ -2,5 +2,5 @@
 set -e
 device=/sys/bus/pci/devices/0000:00:05.0
 echo 0000:00:05.0 >$device/driver/unbind
-test ! -e /dev/vda
+test ! -e $device/virtio*
 PYTHONPATH=/job/python python3 /job/user_space.py >/out/report.json
