@@ -51,5 +51,5 @@ def test_a_driver_that_is_not_there(kernel: Kernel) -> None:
 def test_a_users_kernel_needs_a_module_that_was_built_for_it(kernel: Kernel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--module-file"):
         kernel.build_module(tmp_path)
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         Kernel.named(tmp_path / "absent")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ import click
 from nodma.cli.console import make_console
 from nodma.cli.guest_show import make_bar, show_findings, show_kit, show_proof
 from nodma.cli.json_line import echo_json
-from nodma.errors import GuestError, NodmaError, UsageError
+from nodma.errors import GuestError, NodmaError, Unavailable, UsageError
 from nodma.guest import Job, Kernel, Kit, Machine, Qemu, Shape, Tools, debug_kernel
 from nodma.guest.accelerator import ACCELERATORS, choose
 from nodma.guest.doctor import examine
 from nodma.guest.job import PROGRAMS
 from nodma.guest.kit import EXTRAS, GENERIC, set_up, short_name
 from nodma.guest.kit import clean as clean_kit
+from nodma.guest.lifetime import ended_by_signals, work_directory
 from nodma.guest.machine import run_shell
 from nodma.guest.prove import prove as make_proof
 from nodma.hosting.process import DeviceProcess
@@ -127,10 +127,16 @@ def clean(*, place: Path | None) -> None:
     "--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME|FILE", help="Of the kit, or a vmlinuz."
 )
 @click.option(
-    "--modules", type=click.Path(path_type=Path), metavar="DIR", help="With a vmlinuz: its /lib/modules/RELEASE."
+    "--modules",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With a vmlinuz: its /lib/modules/RELEASE, if it is not found.",
 )
 @click.option(
-    "--module-file", type=click.Path(path_type=Path), metavar="FILE", help="With a vmlinuz: nodma.ko built for it."
+    "--module-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With a vmlinuz: nodma.ko built for it, if the kit cannot.",
 )
 @click.option("--qemu", "qemu_path", type=click.Path(path_type=Path), metavar="FILE", help="Use this QEMU.")
 @click.option(
@@ -205,7 +211,8 @@ def _run(
     )
     shape = Shape(memory=options["memory"], cpus=options["cpus"], accelerator=accelerator, append=options["append"])
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodma-guest-")))
+        stack.enter_context(ended_by_signals())
+        work = stack.enter_context(work_directory("nodma-guest-"))
         functions = list(sockets)
         for number, image in enumerate(disks):
             functions.append(work / f"disk{number}.sock")
@@ -238,19 +245,21 @@ def _choose(
     qemu_path: Path | None,
     **_: Any,
 ) -> tuple[Tools, Kernel]:
-    """Give QEMU and kernel: the user's where they are named, else the kit's."""
+    """Return QEMU and kernel: the user's where they are named, else the kit's."""
     qemu = Qemu.named(qemu_path) if qemu_path else None
-    if "/" in kernel_name or Path(kernel_name).is_file():
-        kernel = Kernel.named(Path(kernel_name), modules, module_file)
-        if qemu is None:
-            qemu = Qemu.on_path()
-        if qemu is None:
-            return Kit.open(place).tools, kernel
-        return Tools.of_this_machine(qemu, place), kernel
-    if modules or module_file:
+    is_file = "/" in kernel_name or Path(kernel_name).is_file()
+    if not is_file and (modules or module_file):
         raise UsageError("--modules and --module-file are for a kernel that is named as a file")
-    kit = Kit.open(place)
-    tools = dataclasses.replace(kit.tools, qemu=qemu.with_firmware(kit.root)) if qemu else kit.tools
+    try:
+        kit = Kit.open(place)
+        tools = dataclasses.replace(kit.tools, qemu=qemu.with_firmware(kit.root)) if qemu else kit.tools
+    except Unavailable:
+        qemu = qemu or Qemu.on_path()
+        if not is_file or qemu is None:
+            raise
+        tools = Tools.of_this_machine(qemu, place)
+    if is_file:
+        return tools, Kernel.named(Path(kernel_name), modules, module_file, tools.root)
     return tools, kit.kernel(kernel_name)
 
 
@@ -272,7 +281,8 @@ def prove(*, place: Path | None, as_json: bool, kernel_name: str, keep: Path | N
     with ExitStack() as stack:
         if keep:
             keep.mkdir(parents=True, exist_ok=True)
-        work = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nodma-prove-")))
+        stack.enter_context(ended_by_signals())
+        work = keep or stack.enter_context(work_directory("nodma-prove-"))
         bar = stack.enter_context(make_bar(console, hidden=as_json))
         task = bar.add_task("looking for KVM", total=None)
         accelerator = choose(kit.tools, kernel)

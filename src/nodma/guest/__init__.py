@@ -3,7 +3,7 @@
 ::
 
     kit = Kit.open()                                  # what `nodma guest setup` fetched
-    job = Job("dd if=/dev/vda of=/dev/null bs=1M", drivers=["nodma", "virtio_blk"])
+    job = Job("dd if=$(disk) of=/dev/null bs=1M", drivers=["nodma", "virtio_blk"])
     with Machine(kit.tools, kit.kernel("6.12"), job, functions=[socket], directory=work) as machine:
         outcome = machine.finish(seconds=60)          # its exit status, its files, its console
 

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -24,14 +25,25 @@ PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
     "fio": ("usr/bin/fio",),
     "e2fsprogs": ("usr/sbin/mke2fs", "usr/sbin/e2fsck"),
     "python": ("usr/bin/python3.13",),
+    "nodma": ("usr/bin/python3.13",),
 }
-"""What a job can ask for: programs of the kit's Debian, with the libraries that they need."""
+"""What a job can ask for: programs of the kit's Debian, with the libraries that they need; and nodma itself."""
 
-_TREES: Final[Mapping[str, tuple[str, ...]]] = {"python": ("usr/lib/python3.13",)}
+FILE_SYSTEMS: Final = ("ext4", "vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8", "isofs", "overlay")
+"""What comes along for the kernel to load when something is mounted, where it is not built in."""
+
+_TREES: Final[Mapping[str, tuple[str, ...]]] = {"python": ("usr/lib/python3.13",), "nodma": ("usr/lib/python3.13",)}
 _LINKS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "e2fsprogs": (("usr/sbin/mkfs.ext4", "mke2fs"),),
     "python": (("usr/bin/python3", "python3.13"),),
+    "nodma": (("usr/bin/python3", "python3.13"),),
 }
+OURSELVES: Final = "nodma"
+_NEEDED: Final = ("click", "rich", "markdown_it", "mdurl")
+"""What nodma's commands import; all of it is Python."""
+
+_PACKAGES: Final = "usr/lib/python3/dist-packages"
+_START: Final = b'#!/bin/sh\nexec python3 -m nodma "$@"\n'
 _LEFT_OUT: Final = ("__pycache__", "test", "idlelib", "turtledemo", "ensurepip", "lib2to3", "pydoc_data")
 
 
@@ -74,6 +86,11 @@ class Job:
                 archive.add(f"job/drivers/{name}", content)
                 order.append(f"{name} {options}\n")
             archive.add("job/order", "".join(order).encode())
+            modules, asked = kernel.on_demand(FILE_SYSTEMS)
+            for name, content in modules.items():
+                archive.add(f"job/modules/{name}", content)
+            index = "".join(f"{alias} {' '.join(files)}\n" for alias, files in asked.items())
+            archive.add("job/modules/index", index.encode())
             archive.close()
 
     def root_file_system(self, directory: Path, tools: Tools) -> None:
@@ -86,6 +103,7 @@ class Job:
         self._base(tree, tools)
         self._work(tree)
         tree.add("job/order", b"")
+        tree.add("job/modules/index", b"")
 
     def _base(self, sink: Sink, tools: Tools) -> None:
         sink.add("init", INIT, executable=True)
@@ -126,8 +144,11 @@ def _debian(tools: Tools, program: str) -> Path:
 def _layer(tools: Tools, program: str) -> Path:
     """Give the archive of a program and all that it needs; made once."""
     root = _debian(tools, program)
-    recipe = repr((PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode()
-    path = tools.cache / "layers" / f"{program}-{hashlib.sha256(recipe).hexdigest()[:8]}.cpio"
+    recipe = hashlib.sha256(repr((PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode())
+    if program == OURSELVES:
+        for name, path in sorted(our_files().items()):
+            recipe.update(name.encode() + path.read_bytes())
+    path = tools.cache / "layers" / f"{program}-{recipe.hexdigest()[:8]}.cpio"
     with locked(tools.cache, "layers"):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -151,7 +172,26 @@ def _write_program(sink: Sink, root: Path, program: str) -> None:
         sink.add(str(path.relative_to(root)), path, executable=True)
     for name, target_name in _LINKS.get(program, ()):
         sink.link(name, target_name)
+    if program == OURSELVES:
+        for name, path in our_files().items():
+            sink.add(f"{_PACKAGES}/{name}", path)
+        sink.add("usr/bin/nodma", _START, executable=True)
     sink.link("lib64", "usr/lib64")
+
+
+def our_files() -> dict[str, Path]:
+    """Return nodma and what it needs, as files of a guest's Python: what is compiled runs interpreted there."""
+    found = {}
+    for package in (OURSELVES, *_NEEDED):
+        spec = find_spec(package)
+        assert spec
+        assert spec.origin
+        place = Path(spec.origin).parent
+        for path in place.rglob("*"):
+            wanted = path.suffix == ".py" or path.name == "VERSION"
+            if wanted and path.is_file() and not {*path.parts} & {*_LEFT_OUT}:
+                found[f"{package}/{path.relative_to(place)}"] = path
+    return found
 
 
 def _libraries(root: Path, binaries: Iterable[Path]) -> dict[str, Path]:

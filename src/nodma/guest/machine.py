@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import socket
 import subprocess
+import sys
 import tarfile
+import termios
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,6 +22,7 @@ from nodma.guest.command import last_lines
 from nodma.guest.console import Console
 from nodma.guest.job import Job
 from nodma.guest.kernel import Kernel
+from nodma.guest.lifetime import ends_with_us
 from nodma.guest.qemu import FIRMWARE
 from nodma.guest.tools import Tools
 from nodma.hosting.attach import qemu_device
@@ -101,6 +104,7 @@ class Machine:
                 stdout=errors,
                 stderr=errors,
                 pass_fds=[sock.fileno() for sock in theirs.values()],
+                preexec_fn=ends_with_us(),
             )
         for sock in theirs.values():
             sock.close()
@@ -187,9 +191,26 @@ class Machine:
 
 
 def run_shell(tools: Tools, kernel: Kernel, job: Job, functions: Sequence[Path], shape: Shape, directory: Path) -> int:
-    """Run a machine with its console on this terminal until it ends; give QEMU's exit status."""
+    """Run a machine with its console on this terminal until it ends; return QEMU's exit status."""
     command = _command(tools, kernel, job, functions, shape, directory)
-    return subprocess.run([*command, "-serial", "mon:stdio"], check=False).returncode
+    with _terminal_as_it_is(), subprocess.Popen([*command, "-serial", "mon:stdio"], preexec_fn=ends_with_us()) as qemu:
+        try:
+            return qemu.wait()
+        finally:
+            qemu.kill()
+
+
+@contextmanager
+def _terminal_as_it_is() -> Iterator[None]:
+    """Give the terminal back as it was: QEMU makes it raw, and cannot undo that if it is killed."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def _command(

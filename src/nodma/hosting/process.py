@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from nodma.errors import NodmaError
+from nodma.hosting.attach import end_with_parent
 
 _READY_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 45.0  # longer than a process, and a supervisor of processes, takes to end by itself
@@ -72,6 +73,7 @@ class Served:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=end_with_parent,
         )
         self.pid = self._process.pid
         assert self._process.stdout
