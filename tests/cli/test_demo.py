@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from nodma.demo import story
 from nodma.demo.story import DemoError, _runs
 from nodma.demo.tree import make_tree
 
+README = Path(__file__).parents[2] / "README.md"
 SMALL = ["--files", "150", "--requests", "2000"]
 
 
@@ -39,30 +44,64 @@ def tell(work: Path) -> None:
     story.tell(work, files=120, pool="1M", requests=1000, progress=lambda *_: None)
 
 
-def test_a_device_process_that_holds_guest_memory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story.ProcessView, "contains", lambda *_: True)  # as if the canary were there
+def test_a_canary_that_is_found_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = story.examine
+
+    def finds_all(pid: int, *, needles: list[bytes], **more: Any) -> Any:
+        return replace(real(pid, needles=needles, **more), found=frozenset(needles))
+
+    monkeypatch.setattr(story, "examine", finds_all)
     with pytest.raises(DemoError, match="has the canary of the driver's memory"):
         tell(tmp_path)
 
 
-def test_a_descriptor_that_was_kept_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = story.ProcessView.descriptors
+KEEPS_DESCRIPTORS = """
+import os
+real = os.close
+def close(fd):
+    if os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:"):
+        os.dup(fd)
+    real(fd)
+os.close = close
+"""
 
-    def with_ram(view: story.ProcessView) -> list[story.Descriptor]:
-        return [*real(view), story.Descriptor(99, "/memfd:ram", found_inode[0])]
 
-    found_inode: list[int] = []
-    memory = story._guest_memory
+def test_a_device_process_that_keeps_a_descriptor_fails_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(KEEPS_DESCRIPTORS)
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(story, "examine", partial(story.examine, settle=0.3))
+    with pytest.raises(DemoError, match=r"holds more than its window: guest memory, .* is open as descriptor"):
+        tell(tmp_path / "work")
 
-    def guest_memory() -> tuple[story.Window, bytes]:
-        made = memory()
-        found_inode.append(os.fstat(made[0].fd).st_ino)
-        return made
 
-    monkeypatch.setattr(story, "_guest_memory", guest_memory)
-    monkeypatch.setattr(story.ProcessView, "descriptors", with_ram)
-    with pytest.raises(DemoError, match="holds the driver's memory"):
-        tell(tmp_path)
+COLLIDING = """
+import os
+from pathlib import Path
+from nodma.demo import story
+from nodma.window import Window
+fd = -1
+while fd < 0 or os.fstat(fd).st_ino < os.stat("/dev/null").st_ino:
+    fd = os.open(f"{DIRECTORY}/memory{fd}", os.O_RDWR | os.O_CREAT)
+def create(size):
+    os.ftruncate(fd, size)
+    return Window(fd, size)
+story.Window.create = create
+(Path(DIRECTORY) / "work").mkdir()
+found = story.tell(Path(DIRECTORY) / "work", files=30, pool="1M", requests=1000, progress=lambda *_: None)
+print(len(found.checks), found.ram.inode in [item.file.inode for item in found.descriptors])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_memory_with_the_inode_number_of_something_else_does_not_fail_the_demo(tmp_path: Path) -> None:
+    """On a fresh tmpfs inode numbers count from 1; the device process has /dev/null open."""
+    script = f"mount -t tmpfs tmpfs {tmp_path} && exec {sys.executable} -c '{COLLIDING}'"
+    script = script.replace("{DIRECTORY}", str(tmp_path)).replace("DIRECTORY", f'"{tmp_path}"')
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("6 True\n", "")
 
 
 def test_a_write_that_went_astray_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +126,23 @@ def test_the_tree_has_the_files_that_were_asked_for(tmp_path: Path) -> None:
     assert len(tree.digests) == 500
     assert any(path.startswith("nodma/") for path in tree.digests)
     assert tree.rewritable
+
+
+def test_the_readme_shows_what_the_demo_prints(tmp_path: Path) -> None:
+    """Up to figures and line breaks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nodma", "demo"],
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    (shown,) = re.findall(r"^```text\n(nodma demo: .*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert without_figures(done.stdout) == without_figures(shown)
+
+
+def without_figures(text: str) -> list[str]:
+    text = re.sub(r'"path":"[^"]*"', '"path":"..."', text)
+    text = re.sub(r"\d[\d,.]*(?: x (?=\w))?", "#", text)
+    return re.sub(r"compiled|interpreted", "#", text).split()

@@ -113,10 +113,10 @@ def test_each_process_holds_the_one_window_and_no_other_memory(place: Path) -> N
         views = [ProcessView(pid) for pid in children(process.pid).values()]
         windows = [[mapped for mapped in view.maps() if mapped.writable_shared] for view in views]
         assert [[mapped.size for mapped in mine] for mine in windows] == [[2 << 20], [2 << 20]]
-        assert windows[0][0].inode == windows[1][0].inode
+        assert windows[0][0].file == windows[1][0].file
         for view in views:
-            shared = {held.inode for held in view.descriptors() if "memfd" in held.target}
-            assert shared == {windows[0][0].inode}
+            shared = {held.file for held in view.descriptors() if "memfd" in held.target}
+            assert shared == {windows[0][0].file}
         ended(process)
 
 

@@ -82,7 +82,7 @@ def _show(console: Console, found: Findings) -> None:
             table.add_row(f"  {left}", right)
         console.print(table)
 
-    memory = [mapped for mapped in found.maps if mapped.writable_shared]
+    window = [mapped for mapped in found.maps if mapped.file == found.window]
     console.print(
         f"[bold]nodma demo[/bold]: {found.files} files ({found.tree_bytes / 1e6:.1f} MB) on an ext4 disk of"
         f" {found.image_bytes >> 20} MiB, served by one process, driven by another, ring {found.ring}."
@@ -90,13 +90,14 @@ def _show(console: Console, found: Findings) -> None:
     rows("The device, as the driver found it", *found.inspected)
     rows(
         "Who holds which memory (from /proc/PID of the device process)",
-        *(
-            ("mapped and shared", f"{mapped.name} {mapped.permissions}, {show_size(mapped.size)}: the window")
-            for mapped in memory
+        (
+            "mapped and shared",
+            f"{window[0].name} {window[0].permissions}, {show_size(sum(mapped.size for mapped in window))}: the window",
         ),
         ("open", ", ".join(_descriptors(found))),
         ("offered by DMA_MAP", _offered(found)),
         ("private memory", f"{found.resident / 2**20:.1f} MiB resident beside the window"),
+        ("searched", f"{found.searched / 1e6:.1f} MB, all that it has mapped; {found.unread} bytes cannot be read"),
     )
     pool, device = found.pool, found.device["device"]
     rows(
@@ -126,7 +127,7 @@ def _descriptors(found: Findings) -> list[str]:
     names = []
     for item in found.descriptors:
         kind = item.target.split(":")[0]
-        if item.inode == found.window_inode:
+        if item.file == found.window:
             names.append("the window")
         elif item.target.endswith("disk.img"):
             names.append("the image")

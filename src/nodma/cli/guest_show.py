@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 
 import click
@@ -52,7 +53,9 @@ def show_proof(console: Console, proof: Proof) -> None:
     """Put it on one screen."""
     report, counters = proof.report, proof.counters
     device = report["device"]
-    shared = [mapped for mapped in proof.maps if mapped.writable_shared]
+    shared: Counter[str] = Counter()
+    for mapped in proof.maps:
+        shared[mapped.name] += mapped.size if mapped.writable_shared else 0
     console.print(
         f"[bold]nodma guest prove[/bold]: Linux {proof.kernel} on QEMU {proof.qemu} ({proof.accelerator}), guest memory"
         f" {show_size(proof.guest_memory)}, shared."
@@ -64,8 +67,9 @@ def show_proof(console: Console, proof: Proof) -> None:
         "handed over": f"{report['dma_descriptors_closed']} descriptors of guest memory in {report['dma_maps']} DMA_MAP"
         " messages; closed at once, 0 kept, 0 bytes mapped",
         "canary": f"{proof.canary_filled >> 20} MiB of the guest's memory filled with it, half of that freed for I/O",
-        "searched": f"{proof.scanned >> 20} MiB, all that the device process maps, in {len(proof.maps)} mappings",
-        "shared with it": ", ".join(f"{mapped.name} {show_size(mapped.size)}" for mapped in shared),
+        "searched": f"{proof.scanned >> 20} MiB, all that there is in its {len(proof.maps)} mappings;"
+        f" {proof.unread} bytes cannot be read",
+        "shared with it": ", ".join(f"{name} {show_size(size)}" for name, size in shared.items() if size),
         "open in it": ", ".join(sorted({item.target.split(":[")[0] for item in proof.descriptors})),
         "requests": f"{report['requests']}, {device['reads']} reads and {device['writes']} writes among them;"
         f" {report['addresses_outside_window']} addresses outside the window",

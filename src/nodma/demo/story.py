@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import secrets
 import time
@@ -12,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nodma.confinement import examine
 from nodma.demo import ext4
 from nodma.demo.tree import Tree, digest_tree, make_tree
 from nodma.driver import BlockDisk, VfioUserBus
 from nodma.errors import NodmaError
 from nodma.hosting.process import DeviceProcess
-from nodma.procfs import Descriptor, MappedRange, ProcessView
+from nodma.procfs import Descriptor, FileIdentity, MappedRange, ProcessView
 from nodma.window import Direction, Window
 
 _CHUNK: Final = 4 << 20
@@ -48,10 +48,12 @@ class Findings:
     inspected: list[tuple[str, str]] = field(default_factory=list)
     maps: list[MappedRange] = field(default_factory=list)
     descriptors: list[Descriptor] = field(default_factory=list)
-    window_inode: int = 0
-    ram_inode: int = 0
+    window: FileIdentity | None = None
+    ram: FileIdentity | None = None
     ram_bytes: int = _RAM
     resident: int = 0
+    searched: int = 0
+    unread: int = 0
     read_rate: float = 0.0
     write_rate: float = 0.0
     written: int = 0
@@ -87,7 +89,7 @@ def tell(work: Path, *, files: int, pool: str, requests: int, progress: Progress
             _read_all(disk, image, found, progress)
             digests = _write_back(disk, tree, chosen, blocks, found, progress)
             _random_reads(disk, requests, found, progress)
-            _look_inside(process.pid, disk, ram, found, progress)
+            _examine(process.pid, disk, ram, found, progress)
             found.pool = {name: getattr(disk.statistics, name) for name in disk.statistics.__slots__}
         found.device = process.stop()
     _check_counts(found)
@@ -201,25 +203,26 @@ def _random_reads(disk: BlockDisk, count: int, found: Findings, progress: Progre
     found.requests_rate = count / (time.perf_counter() - begin)
 
 
-def _look_inside(pid: int, disk: BlockDisk, ram: tuple[Window, bytes], found: Findings, progress: Progress) -> None:
-    """Look at the device process from outside: it has the window, and nothing of the driver's memory."""
+def _examine(pid: int, disk: BlockDisk, ram: tuple[Window, bytes], found: Findings, progress: Progress) -> None:
+    """Examine the device process from outside: it has the window, and nothing of the driver's memory."""
     progress("searching the device process for guest memory", 0, 1)
+    memory, canary = ram
+    found.window, found.ram = FileIdentity.of(disk.device.window.fd), FileIdentity.of(memory.fd)
     view = ProcessView(pid)
-    found.window_inode = os.fstat(disk.device.window.fd).st_ino
-    found.ram_inode = os.fstat(ram[0].fd).st_ino
-    found.maps, found.descriptors = view.maps(), view.descriptors()
     found.resident = view.resident() - view.resident_shared()
-    shared = [mapped for mapped in found.maps if mapped.writable_shared]
-    if [mapped.inode for mapped in shared] != [found.window_inode]:
-        raise DemoError(f"the device process can write to other shared memory than the window: {shared}")
-    if found.ram_inode in {mapped.inode for mapped in found.maps} | {item.inode for item in found.descriptors}:
-        raise DemoError("the device process holds the driver's memory")
-    marker = secrets.token_bytes(32)
+    marker = secrets.token_bytes(len(canary))
     mapping = disk.pool.map(marker, Direction.TO_DEVICE)
-    if not view.contains(marker):
-        raise DemoError("the search of the device process does not even find what is in the window")
+    examination = examine(pid, window=found.window, memory=[found.ram], needles=[marker, canary])
     disk.pool.unmap(mapping)
-    if view.contains(ram[1]):
+    found.maps, found.descriptors = examination.maps, examination.descriptors
+    found.searched, found.unread = examination.searched, examination.unread_bytes
+    if examination.findings:
+        raise DemoError(f"the device process holds more than its window: {'; '.join(examination.findings)}")
+    if not any(mapped.file == found.window for mapped in found.maps):
+        raise DemoError("the device process does not map the window that its driver has")
+    if marker not in examination.found:
+        raise DemoError("the search of the device process does not even find what is in the window")
+    if canary in examination.found:
         raise DemoError("the device process has the canary of the driver's memory in its address space")
     found.checks.append("the device process maps the window, and no other memory that it could share")
     found.checks.append(

@@ -8,24 +8,31 @@ canary must be nowhere in the device's.
 
 from __future__ import annotations
 
+import os
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nodma.confinement import Examination, examine
 from nodma.errors import GuestError
 from nodma.guest.job import Job
 from nodma.guest.kernel import Kernel
 from nodma.guest.machine import Machine, Shape
 from nodma.guest.tools import Tools
 from nodma.hosting.process import DeviceProcess
-from nodma.procfs import Descriptor, MappedRange, ProcessView
+from nodma.procfs import Descriptor, FileIdentity, MappedRange, ProcessView
+from nodma.spec.vfio_user import Region
+from nodma.vfio_user import Client
 
 SCRIPT: Final = (Path(__file__).parent / "prove.sh").read_text()
 _MEMORY: Final = 512
 _DISK_BYTES: Final = 192 << 20
 _SECONDS: Final = 180.0
+
+_WINDOW_NAME: Final = "/memfd:nodma-window "
 
 Progress = Callable[[str], None]
 
@@ -48,6 +55,7 @@ class Proof:
     guest_memory: int
     canary_filled: int
     scanned: int
+    unread: int
     maps: list[MappedRange]
     descriptors: list[Descriptor]
     report: dict[str, Any]
@@ -63,34 +71,32 @@ class Proof:
 def prove(tools: Tools, kernel: Kernel, work: Path, *, accelerator: str, progress: Progress = lambda _: None) -> Proof:
     """Run the guest, look at the processes; ``work`` takes the disk and the logs.
 
-    Raises GuestError if the guest or its device fail, UsageError if a process may not be looked at.
+    Raises GuestError if the guest or its device fail, Unavailable if a process may not be inspected.
     """
-    canary, marker = secrets.token_hex(24), secrets.token_hex(24)
-    image = work / "disk.img"
+    canary, marker = secrets.token_hex(24).encode(), secrets.token_hex(24).encode()
+    image, socket = work / "disk.img", work / "disk.sock"
     with image.open("wb") as file:
         file.truncate(_DISK_BYTES)
-    job = Job(SCRIPT, drivers=["nodma", "virtio_blk"], files={"canary": canary.encode(), "marker": marker.encode()})
+    job = Job(SCRIPT, drivers=["nodma", "virtio_blk"], files={"canary": canary, "marker": marker})
     shape = Shape(memory=_MEMORY, shared=True, accelerator=accelerator, append="init_on_alloc=0")
     progress("starting the device, and a guest with shared memory")
-    with (
-        DeviceProcess(image, work / "disk.sock") as device,
-        Machine(tools, kernel, job, functions=[work / "disk.sock"], shape=shape, directory=work) as machine,
-    ):
-        filled = int(machine.console.expect(r"^FILLED (\d+)", _SECONDS)[1])
-        progress("the guest's memory is full of the canary; its disk is being used")
-        machine.console.expect(r"^WAITING", _SECONDS)
-        progress("searching both processes' memory")
-        ours, theirs = ProcessView(device.pid), ProcessView(machine.pid)
-        maps, descriptors = ours.maps(), ours.descriptors()
-        in_guest, in_device = theirs.contains(canary.encode()), ours.contains(canary.encode())
-        control = ours.contains(marker.encode())
-        memory = {mapped.inode for mapped in theirs.maps() if _is_guest_memory(mapped, _MEMORY << 20)}
-        progress("ending the guest")
-        machine.console.send("go on")
-        outcome = machine.finish(_SECONDS)
+    with DeviceProcess(image, socket) as device:
+        roms = _offered_rom(socket)
+        with Machine(tools, kernel, job, functions=[socket], shape=shape, directory=work) as machine:
+            filled = int(machine.console.expect(r"^FILLED (\d+)", _SECONDS)[1])
+            progress("the guest's memory is full of the canary; its disk is being used")
+            machine.console.expect(r"^WAITING", _SECONDS)
+            progress("searching both processes' memory")
+            theirs = ProcessView(machine.pid)
+            memory, window = _guest_memory_and_window(theirs.maps())
+            in_guest = canary in theirs.search(canary).found
+            examination = examine(
+                device.pid, window=window, memory=memory, needles=[canary, marker], entitled=[machine.pid]
+            )
+            progress("ending the guest")
+            machine.console.send("go on")
+            outcome = machine.finish(_SECONDS)
         report = device.stop()
-    if not memory:
-        raise GuestError("QEMU does not map the guest's memory as it was told to: there is nothing to prove")
     counters = {
         name.partition("/")[2]: int(value) for name, value in outcome.files.items() if name.startswith("counters/")
     }
@@ -100,32 +106,47 @@ def prove(tools: Tools, kernel: Kernel, work: Path, *, accelerator: str, progres
         accelerator=accelerator,
         guest_memory=_MEMORY << 20,
         canary_filled=filled,
-        scanned=sum(mapped.size for mapped in maps if "r" in mapped.permissions),
-        maps=maps,
-        descriptors=descriptors,
+        scanned=examination.searched,
+        unread=examination.unread_bytes,
+        maps=examination.maps,
+        descriptors=examination.descriptors,
         report=report,
         counters=counters,
     )
-    proof.checks.extend(_checks(proof, memory, in_guest=in_guest, in_device=in_device, control=control))
+    proof.checks.append(Check("the canary is in the guest's memory, found by searching QEMU's", in_guest))
+    roms += ["the guest has one"] * ("rom" in outcome.file("function").split())
+    proof.checks.extend(_checks(examination, window, report, roms, canary=canary, marker=marker))
     return proof
 
 
-def _checks(proof: Proof, memory: set[int], *, in_guest: bool, in_device: bool, control: bool) -> list[Check]:
-    shared = [mapped for mapped in proof.maps if mapped.writable_shared]
-    held = [item for item in proof.descriptors if item.inode in memory]
-    report = proof.report
+def _checks(
+    examination: Examination,
+    window: FileIdentity,
+    report: dict[str, Any],
+    roms: list[str],
+    *,
+    canary: bytes,
+    marker: bytes,
+) -> list[Check]:
+    mapped = any(part.file == window for part in examination.maps)
     return [
-        Check("the canary is in the guest's memory, found by searching QEMU's", in_guest),
-        Check("the same search of the device process finds the marker that the guest wrote to its disk last", control),
-        Check("the same search of the device process does not find the canary", not in_device),
         Check(
-            "no mapping of the device process is of the guest's memory", not any(m.inode in memory for m in proof.maps)
+            "the same search of the device process finds the marker that the guest wrote to its disk last",
+            marker in examination.found,
         ),
-        Check("no open descriptor of it is", not held),
-        Check(
-            "all that it maps and shares is its window",
-            bool(shared) and all(mapped.name.startswith("/memfd:nodma-window") for mapped in shared),
+        Check("the same search of the device process does not find the canary", canary not in examination.found),
+        _none("no mapping of the device process is of the guest's memory", examination.memory_mapped),
+        _none("no open descriptor of it is", examination.memory_open),
+        _none("no other process but QEMU has the guest's memory", examination.elsewhere),
+        _none(
+            "all that it maps and shares is its window, which QEMU maps too",
+            examination.foreign if mapped else ["it does not map the window that QEMU maps", *examination.foreign],
         ),
+        _none(
+            "nothing of it hides memory: no descriptor in flight or in an io_uring, no unknown one, no unreadable page",
+            examination.opaque,
+        ),
+        _none("it offers no option ROM, and the guest has none of it", roms),
         Check(
             f"the guest's memory was handed to it: {report['dma_descriptors_closed']} descriptors in"
             f" {report['dma_maps']} DMA_MAP messages, each closed at once",
@@ -138,5 +159,35 @@ def _checks(proof: Proof, memory: set[int], *, in_guest: bool, in_device: bool, 
     ]
 
 
-def _is_guest_memory(mapped: MappedRange, size: int) -> bool:
-    return mapped.size == size and mapped.name.startswith("/memfd:")
+def _none(says: str, findings: list[str]) -> Check:
+    """Return a check that holds if there are no findings, and otherwise says what they are."""
+    return Check("; ".join([says, *findings]), not findings)
+
+
+def _guest_memory_and_window(maps: list[MappedRange]) -> tuple[set[FileIdentity], FileIdentity]:
+    """Return the memory and the window that QEMU maps, of which a device process may have the latter only.
+
+    A mapping may be in several parts. Raises GuestError if there is not the memory that QEMU was told to make, or not
+    one window.
+    """
+    sizes: Counter[FileIdentity] = Counter()
+    windows = set()
+    for mapped in maps:
+        if mapped.shared and mapped.name.startswith(_WINDOW_NAME):
+            windows.add(mapped.file)
+        elif mapped.shared and mapped.name.startswith("/memfd:"):
+            sizes[mapped.file] += mapped.size
+    if max(sizes.values(), default=0) < _MEMORY << 20:
+        raise GuestError("QEMU does not map the guest's memory as it was told to: there is nothing to prove")
+    if len(windows) != 1:
+        raise GuestError(f"QEMU maps {len(windows)} windows of device processes, expected one")
+    return set(sizes), windows.pop()
+
+
+def _offered_rom(path: Path) -> list[str]:
+    """Ask the server for the ROM that QEMU would hand to the guest's firmware."""
+    with Client.connect(path) as client:
+        info = client.region_info(Region.ROM)
+    if info.fd is not None:
+        os.close(info.fd)
+    return [f"the device process offers one of {info.size} bytes"] if info.size else []

@@ -38,4 +38,5 @@ dd if=/tmp/markers of=/dev/vda bs=4096 count=1 conv=sync,fsync 2>/dev/null
 echo "WAITING"
 read -r answer
 mkdir /out/counters
+ls /sys/bus/virtio/devices/virtio0/.. >/out/function
 cp /sys/bus/virtio/devices/virtio0/nodma/* /out/counters
