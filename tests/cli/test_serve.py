@@ -56,7 +56,7 @@ def refused(*arguments: str | Path) -> tuple[int, str]:
 def test_the_ready_line_says_where_and_how_to_attach(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "s"
     with serving("-s", path, "--image", image) as (process, line):
-        argument = f'{{"driver":"vfio-user-pci","socket":{{"path":"{path}","type":"unix"}}}}'
+        argument = f'{{"driver":"vfio-user-pci","rombar":0,"socket":{{"path":"{path}","type":"unix"}}}}'
         assert line == f"ready: {image} (1M) on {path}, attach: -device {shlex.quote(argument)}\n"
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))  # it accepts now
@@ -73,7 +73,11 @@ def test_json_says_the_same_and_counts_at_the_end(tmp_path: Path, image: Path) -
         assert (ready["event"], ready["socket"], ready["pool"]) == ("ready", str(path), 65536)
         option, argument = ready["qemu"]
         assert option == "-device"
-        assert json.loads(argument) == {"driver": "vfio-user-pci", "socket": {"path": str(path), "type": "unix"}}
+        assert json.loads(argument) == {
+            "driver": "vfio-user-pci",
+            "rombar": 0,
+            "socket": {"path": str(path), "type": "unix"},
+        }
         with open_disk(path) as disk:
             assert disk.serial == "me"
             disk.pread(4096, 0)

@@ -20,7 +20,10 @@ def end_with_parent() -> None:
 
 
 def qemu_device(path: str, **properties: str | bool) -> str:
-    """Return the argument of QEMU's -device that attaches the socket at ``path``, with further properties."""
-    return json.dumps(
-        {"driver": "vfio-user-pci", **properties, "socket": {"path": path, "type": "unix"}}, separators=(",", ":")
-    )
+    """Return the argument of QEMU's -device that attaches the socket at ``path``, with further properties.
+
+    With ``rombar`` 0 QEMU asks the device process for no expansion ROM, and shows the guest none: OVMF would execute it
+    with the firmware's rights, and so with all of the guest's memory.
+    """
+    device = {"driver": "vfio-user-pci", **properties, "rombar": 0, "socket": {"path": path, "type": "unix"}}
+    return json.dumps(device, separators=(",", ":"))

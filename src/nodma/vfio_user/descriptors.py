@@ -14,6 +14,7 @@ What is still open after that is counted: see :attr:`Descriptors.backlog`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -22,6 +23,7 @@ import queue
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -137,6 +139,8 @@ class Descriptors:
             return
         pid = _clone_and_close(self._left)
         if pid > 0:
+            atexit.unregister(_close_output)
+            atexit.register(_close_output)
             self._children[pid] = time.monotonic(), len(self._left)
             self._left = []
             with contextlib.suppress(OSError):
@@ -166,6 +170,14 @@ def _is_memory(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _close_output() -> None:
+    """Let whoever reads our output see its end, even while a stuck child has the same descriptors. The last thing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os.closerange(0, 3)
 
 
 def _clone_and_close(fds: list[int]) -> int:

@@ -250,8 +250,6 @@ class Server:
                 more = self._stay_with(connection, until)
         if not connection.blocked and self._commands.rejected:
             raise Disconnected("the client cannot be served")
-        if self.descriptors.backlog > MAX_BACKLOG:
-            raise ProtocolError("the client's descriptors cannot be closed as fast as they come")
         reader.want_write(connection.blocked)
         if more and not connection.blocked and not self._again:
             self._again = True
@@ -286,6 +284,8 @@ class Server:
             finally:
                 if fds:  # whatever no command took
                     self.descriptors.close(fds)
+            if message[5] and self.descriptors.backlog > MAX_BACKLOG:
+                raise ProtocolError("the client's descriptors cannot be closed as fast as they come")
             if reply is not None:
                 connection.send(*reply)
             if self._commands.rejected:
