@@ -66,8 +66,8 @@ class Echo(Device):
 class Bench:
     """The function, and a ring on each of its queues."""
 
-    def __init__(self, registers: type[Any], **options: Any) -> None:
-        self.function = PciFunction(Echo(), pool=POOL, **options)
+    def __init__(self, registers: type[Any], device: Device | None = None, **options: Any) -> None:
+        self.function = PciFunction(device or Echo(), pool=POOL, **options)
         self.device = self.function.device
         self.registers = registers(self.function)
         self.registers.place()
@@ -115,6 +115,41 @@ def test_a_queue_may_take_its_requests_by_the_batch(bench: Bench) -> None:
     assert ring.reap(4) == [(0, 1), (1, 1), (2, 1)]
     assert bytes(bench.function.window.view(0x9000, 3)) == b"ABC"
     assert bench.device.log == ["start", "3 at once"]  # type: ignore[attr-defined]
+
+
+def test_a_long_queue_is_served_a_few_batches_at_a_time(registers: type[Any]) -> None:
+    """Between them others, and the client, have their turn."""
+
+    class Long(Echo):
+        queues = (Queue("echoes", size=256),)
+
+    bench = Bench(registers, device=Long())
+    for number in range(100):
+        bench.rings[0].add([(0x8000, 1)], [(0x9000, 1)], number)
+    bench.rings[0].publish()
+    bench.registers.notify(0)
+    assert bench.function.service(), "there is more"
+    assert len(bench.rings[0].reap(256)) == 64
+    while bench.function.service():
+        pass
+    assert len(bench.rings[0].reap(256)) == 36
+    bench.function.close()
+
+
+def test_a_chain_that_breaks_a_rule_fails_a_device_with_handlers_too(bench: Bench) -> None:
+    assert bench.ask(0, b"x", POOL) == b""
+    assert bench.registers.status & Status.DEVICE_NEEDS_RESET
+    assert bench.function.core.reason.startswith("queue echoes: buffer of 65536 bytes at 0x1000009000")
+    assert bench.function.core.counters.outside == 1
+
+
+def test_a_device_says_its_class_and_counts_nothing_unless_it_says_more() -> None:
+    device = Fine()
+    assert device.describe() == "Fine"
+    assert device.statistics() == {}
+    device.config_changed()  # nobody is there to be told
+    device.config_written(0, b"x")
+    device.reload()
 
 
 def test_a_polled_queue_needs_no_notification_until_it_was_idle(registers: type[Any]) -> None:

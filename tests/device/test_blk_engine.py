@@ -205,6 +205,31 @@ def test_more_requests_than_can_be_outstanding_are_done_all_the_same(helped: Hel
     assert helped.device.statistics()["flushes"] == N * 39
 
 
+@pytest.mark.parametrize("kind", ["interpreted", "compiled"])
+def test_a_bug_in_a_sync_or_a_rare_request_is_an_error_of_that_request(
+    load_build: Callable[[str, str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    def bug(*words: Any) -> None:
+        raise KeyError("a bug")
+
+    image = tmp_path / "image"
+    image.write_bytes(bytes(DISK))
+    with monkeypatch.context() as patch:
+        patch.setattr("nodma.device.blk.BlockEngine", load_build("nodma.device.blk_engine", kind).BlockEngine)
+        patch.setattr(Image, "sync", bug)
+        patch.setattr(BlockDevice, "_handle_rare", bug)
+        helped = Helped(lambda name: load_build(name, kind), image, helpers=1)
+        helped.offer(0, BlkType.FLUSH, 0, 0)
+        helped.offer(1, BlkType.GET_ID, 0, 20)
+        assert helped.done() == {0: BlkStatus.IOERR, 1: BlkStatus.IOERR}
+    helped.close()
+    assert caplog.text.count("KeyError: 'a bug'") == 2
+
+
 def offer_in_parts(helped: Helped, kind: int, sector: int, parts: int) -> int:
     """Offer one request with so many parts for its data, 512 bytes in all, indirect; return where its status is."""
     table, cell, data, status = 0x10000, CELL, DATA, DATA + PAGE

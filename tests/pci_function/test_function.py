@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodma.device import BlockDevice
+from nodma.device import BlockDevice, Device, Queue, Request
 from nodma.device.image import Image
 from nodma.errors import UsageError
 from nodma.pci import ConfigSpace
@@ -37,6 +37,47 @@ def config(function: PciFunction) -> ConfigSpace:
 def test_a_pool_that_is_no_window_is_refused(image: Path, pool: int) -> None:
     with Image(image) as opened, pytest.raises(UsageError, match="power of two from 64K to 4G"):
         PciFunction(BlockDevice(opened, pool=POOL), pool=pool)
+
+
+def test_more_queues_than_a_function_can_have_are_refused() -> None:
+    class Many(Device):
+        device_type = 42
+        queues = tuple(Queue(f"q{number}", 16, "handle") for number in range(512))
+
+        def handle(self, request: Request) -> None:
+            pass
+
+    with pytest.raises(UsageError, match="512 queues: a function has at most 511"):
+        PciFunction(Many(), pool=POOL)
+    Many.queues = Many.queues[1:]
+    PciFunction(Many(), pool=POOL).close()
+
+
+def test_the_vector_table_and_the_pending_bits_are_in_the_register_bar(function: PciFunction) -> None:
+    table, pending, reserved = 0x4000, 0x6000, 0x7000
+    function.write(0, table + 16, b"address!data" + bytes(4))
+    assert function.read(0, table + 16, 16) == b"address!data" + bytes(4)
+    assert function.read(0, table + 12, 4) == b"\1\0\0\0", "masked since reset"
+    end = 16 * 4
+    function.write(0, table + end - 4, bytes(8))  # the last control, and what is behind the table
+    function.write(0, table + end, b"nothing.")
+    assert function.read(0, table + end - 4, 8) == bytes(8)
+    function.interrupts.mask_vectors(0, 1, True)
+    function.interrupts.raise_vector(0)
+    assert function.read(0, pending, 8) == b"\1" + bytes(7)
+    assert function.read(0, reserved, 4) == bytes(4)
+
+
+def test_several_writes_at_once_are_done_in_turn_until_one_is_refused(function: PciFunction, registers: Any) -> None:
+    def select(queue: int) -> tuple[int, int, bytes]:
+        return 0, CommonCfg.queue_select.offset, queue.to_bytes(2, "little")
+
+    with pytest.raises(UsageError, match="do not lie in region 1"):
+        function.write_all([select(1), select(2), (1, 0, b"x"), select(0)])
+    assert registers(function).get(CommonCfg.queue_select) == 2
+    function.write_all([(2, 0, b"data"), (0, 0x3000, b"\0\0")])  # these pause nobody
+    assert function.window.view(0, 4).tobytes() == b"data"
+    assert function.core.counters.notifications == 1
 
 
 def test_accesses_outside_a_region_are_refused(function: PciFunction) -> None:

@@ -232,6 +232,22 @@ def test_a_fault_is_told_by_the_vmms_thread(disk: Disk) -> None:
     assert disk.interrupted()
 
 
+def test_a_queues_thread_that_fails_fails_the_device(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(engine: object) -> int:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nodma.pci_function.queue_thread.queue_main", fails)
+        disk.start()
+        disk.attend()
+    assert disk.registers.status & Status.DEVICE_NEEDS_RESET
+    assert "the queue's thread failed; see the log" in disk.core.reason
+    disk.registers.set(CommonCfg.device_status, 0)
+    disk.start()
+    disk.offer()
+    assert disk.interrupted()
+
+
 def test_reset_waits_for_what_is_outstanding(disk: Disk) -> None:
     """After it the device writes nothing any more, and nothing was lost before."""
     disk.start()

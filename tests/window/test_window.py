@@ -53,6 +53,13 @@ def test_nobody_can_resize_the_memory() -> None:
                 os.ftruncate(window.fd, size)
 
 
+def test_a_file_as_a_window_is_not_sealed(tmp_path: Path) -> None:
+    path = tmp_path / "resource2"
+    path.write_bytes(bytes(SIZE))
+    with Window.adopt(os.open(path, os.O_RDWR), SIZE) as window:
+        assert not window.sealed
+
+
 def test_memory_that_is_too_short_is_refused_and_its_descriptor_closed() -> None:
     fd = os.memfd_create("short")
     os.ftruncate(fd, SIZE)
