@@ -30,7 +30,7 @@ import click
 ROOT: Final = Path(__file__).parents[1]
 WORK: Final = ROOT / "build" / "mutants"
 PACKAGES: Final = {
-    "ring": ("tests/ring", "tests/device/test_blk_engine.py"),
+    "ring": ("tests/ring", "tests/device/test_blk_engine.py", "tests/pci_function/test_queue_thread.py"),
     "window": ("tests/window",),
     "device": ("tests/device",),
     "pci_function": ("tests/pci_function", "tests/device/test_base.py"),

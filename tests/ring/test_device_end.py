@@ -547,3 +547,32 @@ def test_the_tail_comes_off_the_last_part(device_end: ModuleType) -> None:
     assert bytes(request.take_tail(2)) == b"ab"
     assert [len(part) for part in request.writable] == [4]
     assert device_end.Request(0, [], []).take_tail(1) is None
+
+
+def test_the_tail_of_several_parts_is_the_last_ones(device_end: ModuleType) -> None:
+    parts = [memoryview(bytearray(text)) for text in (b"first", b"second", b"third")]
+    request = device_end.Request(0, [], parts)
+    assert bytes(request.take_tail(2)) == b"rd"
+    assert [bytes(part) for part in request.writable] == [b"first", b"second", b"thi"]
+    assert bytes(request.take_tail(3)) == b"thi"
+    assert [bytes(part) for part in request.writable] == [b"first", b"second"]
+
+
+def test_writing_goes_on_in_the_next_part_and_stops_with_the_data(device_end: ModuleType) -> None:
+    parts = [memoryview(bytearray(4)), memoryview(bytearray(10)), memoryview(bytearray(3))]
+    request = device_end.Request(0, [], list(parts))
+    assert request.write(b"abcdef") == 6
+    assert request.write(b"") == 0
+    assert request.write(b"ghijklmnopq-too-long") == 11
+    assert b"".join(bytes(part) for part in parts) == b"abcdefghijklmnopq"
+    assert (request.written, request.writable) == (17, [])
+
+
+def test_the_longest_queue_and_one_that_ends_where_the_region_does_are_taken() -> None:
+    for size in (1, 32768):
+        layout = RingLayout.packed_at(64, size)
+        layout.check(64, layout.end)
+        with pytest.raises(OutsideAddress, match="used ring"):
+            layout.check(64, layout.end - 1)
+        with pytest.raises(OutsideAddress, match=r"descriptor table of \d+ bytes at 0x40 is outside the window \[0x41"):
+            layout.check(65, layout.end)

@@ -206,3 +206,39 @@ def test_what_a_ring_has_room_for(driver_end: ModuleType, window: Window) -> Non
     assert (tables.room, tables.outstanding) == (N - 2, 2)
     heads = struct.unpack_from("<HH", window.bytes, LAYOUT.avail + 4)
     assert [descriptor(window, LAYOUT.desc + 16 * head)[2] for head in heads] == [DescFlag.INDIRECT, 0]
+
+
+def test_a_device_may_have_written_as_much_as_all_writable_parts_take(driver_end: ModuleType, window: Window) -> None:
+    for entries in (0, 4):
+        for written, good in ((110, True), (111, False)):
+            ring = make(driver_end, window, tables=TABLES, table_entries=entries)
+            assert ring.add([(0x2000, 5)], [(0x3000, 100), (0x4000, 10)], "x")
+            ring.publish()
+            give_back(window, 1, struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4)[0], written)
+            if good:
+                assert ring.reap(1) == [("x", written)]
+            else:
+                with pytest.raises(DeviceFailed, match="a request that takes 110"):
+                    ring.reap(1)
+
+
+def test_tables_link_each_part_to_the_next(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window, tables=TABLES, table_entries=4)
+    assert ring.add([(0x2000, 1), (0x2100, 2)], [(0x3000, 3), (0x3100, 4)], "four")
+    assert ring.add([(0x2000, 1), (0x2100, 2)], [], "two")
+    ring.publish()
+    heads = struct.unpack_from("<HH", window.bytes, LAYOUT.avail + 4)
+    tables = [TABLES + 64 * head for head in heads]
+    assert [descriptor(window, tables[0] + 16 * n)[2:] for n in range(4)] == [
+        (DescFlag.NEXT, 1),
+        (DescFlag.NEXT, 2),
+        (DescFlag.NEXT | DescFlag.WRITE, 3),
+        (DescFlag.WRITE, 0),
+    ]
+    assert [descriptor(window, tables[1] + 16 * n)[1:] for n in range(2)] == [(1, DescFlag.NEXT, 1), (2, 0, 0)]
+
+
+def test_arming_without_a_number_asks_for_the_next_request(driver_end: ModuleType, window: Window) -> None:
+    ring = make(driver_end, window)
+    ring.arm()
+    assert struct.unpack_from("<H", window.bytes, LAYOUT.avail + 4 + 2 * N)[0] == 0
