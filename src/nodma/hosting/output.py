@@ -30,11 +30,12 @@ FORMAT: Final = 1
 _STDOUT: Final = 1
 _STDERR: Final = 2
 _PIECE: Final = 4096
+_RETRY_SECONDS: Final = 0.1
 _PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog(3); debug is 7
 
 
 class Outlet:
-    """A descriptor that is written to by a thread of its own, which starts with the first line."""
+    """A descriptor that is written to by a thread of its own, which starts with the first line, or by :meth:`start`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -52,9 +53,19 @@ class Outlet:
                 self._left_out += 1
                 return
             self._put(data)
-            if not self._started:
-                self._start()
+            self.start()
             self._changed.notify_all()
+
+    def start(self) -> None:
+        """Start the thread. Before memory is short: then it may not be possible."""
+        with self._changed:
+            if not self._started:
+                self._started = True
+                try:
+                    threading.Thread(target=self._run, name=f"output {self._fd}", daemon=True).start()
+                except RuntimeError:  # no thread left: nothing can be said without a risk to wait
+                    self._started = False
+                    self._forget()
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until all is written, for ``seconds`` at most; return whether it is."""
@@ -65,28 +76,32 @@ class Outlet:
         self._waiting.append(data)
         self._held += len(data)
 
-    def _start(self) -> None:
-        self._started = True
-        try:
-            threading.Thread(target=self._run, name=f"output {self._fd}", daemon=True).start()
-        except RuntimeError:  # no thread left: nothing can be said without a risk to wait
-            self._waiting.clear()
-            self._held = 0
-            self._started = False
+    def _forget(self) -> None:
+        self._waiting.clear()
+        self._held = 0
 
     def _run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
-                data = self._waiting.popleft()
-            _write_all(self._fd, data)
-            with self._changed:
-                self._held -= len(data)
-                if self._left_out and not self._held:
-                    self._put(f"nodma: WARNING: {self._left_out} messages were left out: nobody read them\n".encode())
-                    self._left_out = 0
-                self._changed.notify_all()
+            try:
+                self._write_next()
+            except Exception:  # out of memory
+                time.sleep(_RETRY_SECONDS)
+                with contextlib.suppress(Exception), self._changed:
+                    self._forget()
+                    self._changed.notify_all()
+
+    def _write_next(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            data = self._waiting.popleft()
+        _write_all(self._fd, data)
+        with self._changed:
+            self._held -= len(data)
+            if self._left_out and not self._held:
+                self._put(f"nodma: WARNING: {self._left_out} messages were left out: nobody read them\n".encode())
+                self._left_out = 0
+            self._changed.notify_all()
 
 
 _outlets: Final = {fd: Outlet(fd) for fd in (_STDOUT, _STDERR)}
@@ -123,6 +138,7 @@ def flush() -> None:
 def start_log(verbose: int) -> None:
     """Log to stderr: warnings, with 1 what happens, with 2 every refused message; never more than a reader can read."""
     logging.raiseExceptions = False
+    _outlets[_STDERR].start()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = _LogHandler()
     handler.addFilter(RateLimit())

@@ -9,7 +9,6 @@ and a thread of its own reads which signals came, from the descriptor that Pytho
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -27,6 +26,7 @@ STOP_SECONDS: Final = 30.0
 _SAME_SECONDS: Final = 1.0
 """Signals to end that come within this time of the first are the same wish: systemd, a terminal, and a supervisor may
 each send one."""
+_RETRY_SECONDS: Final = 0.1
 _STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLED: Final = (*sorted(_STOP), signal.SIGUSR1)
 
@@ -50,6 +50,8 @@ class Signals:
         self._reload = reload
         self._give_up = give_up
         self._seconds = seconds
+        self._begun = 0.0
+        """When it was first asked to end, by time.monotonic()."""
         self._before: dict[int, Any] = {}
         self._read = self._write = self._wakeup_before = -1
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
@@ -76,30 +78,42 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {*_STOP, signal.SIGUSR1})
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
-        begun = 0.0
         while True:
-            left = max(0.0, begun + self._seconds - time.monotonic()) * 1000 if begun else None
-            if not poll.poll(left):
-                self._give_up(f"it was not done {self._seconds:g} s after it was asked to end")
-            with contextlib.suppress(BlockingIOError):
-                numbers = os.read(self._read, select.PIPE_BUF)
-                if not numbers:
+            try:
+                if not self._wait(poll):
                     return
-                begun = self._handle(numbers, begun)
+            except Exception:  # out of memory, as a rule: the next signal is to be handled all the same
+                time.sleep(_RETRY_SECONDS)
 
-    def _handle(self, numbers: bytes, begun: float) -> float:
-        """Do what came; return since when the process is to end, 0.0 if it is not."""
-        for number in numbers:
-            if number == signal.SIGUSR1:
-                _try(self._reload)
-            elif number not in _STOP:
-                continue
-            elif not begun:
-                begun = time.monotonic()
-                _try(self._stop)
-            elif time.monotonic() - begun > _SAME_SECONDS:
-                self._give_up(f"{signal.Signals(number).name} came a second time")
-        return begun
+    def _wait(self, poll: select.poll) -> bool:
+        """Wait for a signal or the deadline, and act on it; return False at the end."""
+        left = max(0.0, self._begun + self._seconds - time.monotonic()) * 1000 if self._begun else None
+        if not poll.poll(left):
+            self._end(f"it was not done {self._seconds:g} s after it was asked to end")
+        try:
+            number = os.read(self._read, 1)
+        except BlockingIOError:
+            return True
+        if number:
+            self._handle(number[0])
+        return bool(number)
+
+    def _handle(self, number: int) -> None:
+        if number == signal.SIGUSR1:
+            _try(self._reload)
+        elif number not in _STOP:
+            return
+        elif not self._begun:
+            self._begun = time.monotonic()
+            _try(self._stop)
+        elif time.monotonic() - self._begun > _SAME_SECONDS:
+            self._end(f"{signal.Signals(number).name} came a second time")
+
+    def _end(self, reason: str) -> None:
+        try:
+            self._give_up(reason)
+        except BaseException:  # whatever keeps it from being said
+            os._exit(1)
 
 
 def _try(call: Callable[[], None]) -> None:
