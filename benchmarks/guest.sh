@@ -1,10 +1,10 @@
 # Use the disk with fio, as the host counts CPU time between BEGIN and END; then count notifications in a shorter run.
 set -e
-test -b /dev/vda
-echo none >/sys/block/vda/queue/scheduler
+disk=$(disk)
+echo none >/sys/block/${disk##*/}/queue/scheduler
 
 use() { # kind, seconds, where fio's report goes
-	fio --name="$1" --filename=/dev/vda --rw="$1" --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --norandommap \
+	fio --name="$1" --filename=$disk --rw="$1" --bs=4k --iodepth=32 --ioengine=libaio --direct=1 --norandommap \
 		--time_based --runtime="$2" --randseed=7 --eta=never --output-format=json --output="$3"
 }
 
