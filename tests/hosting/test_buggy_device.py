@@ -76,7 +76,7 @@ def test_no_callback_ends_the_process(tmp_path: Path, at: str, asks: list[bool])
             out, err = process.communicate(timeout=30)
         finally:
             process.kill()
-    assert process.returncode == 0, err
+    assert process.returncode == (at == "close"), err  # what was written may not be durable then
     end = json.loads(out.splitlines()[-1])
     assert end["event"] == "end"
     if at not in ("close", "statistics"):  # these are called when the report is made, or after it

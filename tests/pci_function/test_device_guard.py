@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nodma import Device, Layout, Queue, Request, le32
-from nodma.errors import BadRing
+from nodma.errors import BadRing, UsageError
 from nodma.pci_function import PciFunction
 from nodma.ring import BUSY, IDLE, DeviceRing, DriverRing, QueueEngine, RingLayout
 from nodma.spec.virtio import Status
@@ -220,6 +220,21 @@ def test_what_only_the_process_asks_fails_in_a_line(registers: Any, at: str) -> 
     assert function.statistics() == ({} if at == "statistics" else {"rolls": 3})
     function.close()
     assert function.core.reason == f"Buggy: {at}() failed: KeyError: 'a bug'"
+
+
+def test_a_device_refuses_to_reload_by_a_usage_error_and_fails_by_any_other(make_driver: Callable[..., Driver]) -> None:
+    driver = make_driver(device := Buggy())
+    errors = iter([UsageError("the image shrank"), KeyError("a bug")])
+
+    def reload() -> None:
+        raise next(errors)
+
+    device.reload = reload  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="the image shrank"):
+        driver.function.reload()
+    assert driver.function.core.reason == ""
+    driver.function.reload()
+    assert driver.function.core.reason == "Buggy: reload() failed: KeyError: 'a bug'"
 
 
 def test_statistics_that_are_none_are_not_reported(make_driver: Callable[..., Driver]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nodma.builds import load_interpreted
-from nodma.pci_function import PciFunction, virtio
+from nodma.pci_function import PciFunction, queues
 from nodma.ring import RingLayout
 from nodma.spec.pci import Command, MsixControl
 from nodma.spec.vfio_user import Region
@@ -100,7 +100,7 @@ class Disk:
 
 @pytest.fixture
 def disk(make_function: Callable[..., PciFunction], registers: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    monkeypatch.setattr(virtio, "RESET_SECONDS", 0.05)
+    monkeypatch.setattr(queues, "RESET_SECONDS", 0.05)
     made = Disk(make_function(threads=True), registers, monkeypatch)
     made.start()
     yield made

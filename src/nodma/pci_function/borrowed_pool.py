@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from nodma.errors import NodmaError
 from nodma.pci_function.owner_bar import OwnerBar
+from nodma.pci_function.queues import VirtQueue
 from nodma.pci_function.shared_window import SharedWindow
-from nodma.pci_function.virtio import VirtioCore, VirtQueue
+from nodma.pci_function.virtio import VirtioCore
 
 
 class BorrowedPool:

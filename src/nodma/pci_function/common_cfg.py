@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from nodma.pci_function.virtio import VirtioCore, VirtQueue
+from nodma.pci_function.queues import VirtQueue
+from nodma.pci_function.virtio import VirtioCore
 from nodma.spec.dmb import DmbCommonCfg
 from nodma.spec.virtio_pci import NO_VECTOR, CommonCfg
 

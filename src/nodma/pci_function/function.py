@@ -243,7 +243,14 @@ class PciFunction:
 
     def reload(self) -> None:
         """Have the device look again at what it was made from. Raises UsageError for what it refuses."""
-        self.device.reload()
+        refused: UsageError | None = None
+        with self.core.guarded("reload()"):
+            try:
+                self.device.reload()
+            except UsageError as error:
+                refused = error
+        if refused:
+            raise refused
 
     @property
     def unfinished(self) -> str:

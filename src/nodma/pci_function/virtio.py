@@ -11,14 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Final
 
-from nodma.device.base import Device, Engine, Queue
+from nodma.device.base import Device, Engine
 from nodma.errors import BadRing, OutsideAddress
 from nodma.pci_function.device_guard import Guarded, check_engine
 from nodma.pci_function.interrupts import Interrupts
 from nodma.pci_function.queue_thread import QueueThread, pause_all
+from nodma.pci_function.queues import Counters, RetiredThreads, VirtQueue
 from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueueEngine, RingLayout
 from nodma.spec.profiles import AddressRange, Policy, Profile
 from nodma.spec.virtio import Feature, Status
@@ -28,64 +28,7 @@ from nodma.window import Window
 log = logging.getLogger(__name__)
 
 _NO_THREADS: Final = nullcontext()
-RESET_SECONDS: Final = 1.0
-"""How long a reset keeps everybody else waiting at most. What is still under way then is waited for by the driver."""
 _FINISH_LOOK_SECONDS: Final = 0.002
-
-
-@dataclass(slots=True, eq=False)
-class VirtQueue:
-    """What the driver set up of one queue. ``desc``, ``driver``, ``device`` are its three addresses.
-
-    While it is enabled it has an engine, and a ``thread`` of its own if the function has such.
-    """
-
-    queue: Queue
-    size: int = 0
-    vector: int = NO_VECTOR
-    enabled: bool = False
-    desc: int = 0
-    driver: int = 0
-    device: int = 0
-    polled: tuple[int, int] = (0, 0)
-    """Without a thread, when polling: requests taken so far, and when (ns) the last of them was."""
-    engine: Engine | None = None
-    thread: QueueThread | None = None
-
-    def __post_init__(self) -> None:
-        self.size = self.queue.size
-
-    def reset(self) -> None:
-        """Forget it all."""
-        self.size, self.vector, self.enabled = self.queue.size, NO_VECTOR, False
-        self.desc = self.driver = self.device = 0
-        self.polled = 0, 0
-
-    def close(self) -> None:
-        """Close its engine; its thread, if it has one, has not served it."""
-        thread, engine = self.thread, self.engine
-        self.thread = self.engine = None
-        if thread is not None:
-            thread.cancel()
-            thread.end(time.monotonic())
-        elif engine is not None:
-            engine.close()
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the process began, but for queues that are enabled: their engines count on."""
-
-    requests: int = 0
-    interrupts: int = 0
-    """Signalled by the queues' engines."""
-    notifications: int = 0
-    resets: int = 0
-    needs_reset: int = 0
-    outside: int = 0
-    """Addresses outside the window that were given, caught, and not followed."""
-    refused: int = 0
-    """Times that FEATURES_OK was refused."""
 
 
 class VirtioCore:
@@ -129,7 +72,7 @@ class VirtioCore:
         self._address_range: AddressRange | None = None
         self._active: list[VirtQueue] = []
         self._threaded: list[VirtQueue] = []
-        self._retiring: dict[QueueThread, str] = {}
+        self._retired = RetiredThreads()
         self._reset_device = False
         self._pause_depth = 0
         self._unfit = ""
@@ -170,7 +113,7 @@ class VirtioCore:
         self.interrupts.set_line(False)
         self._active.clear()
         self._pause_threads()
-        self._retire_threads()
+        self._retired.retire(self.queues, self.counters)
         for queue in self.queues:
             if queue.engine is not None:
                 self.counters.requests += queue.engine.requests
@@ -187,32 +130,9 @@ class VirtioCore:
             self._unfit = self.reason
         self._finish_reset()
 
-    def _retire_threads(self) -> None:
-        """End the queues' threads: all are asked at once, and waited for RESET_SECONDS in all.
-
-        One that a system call keeps stays behind, and the reset is not over before it is.
-        """
-        threaded = [queue for queue in self.queues if queue.thread is not None]
-        for queue in threaded:
-            assert queue.thread
-            queue.thread.cancel()
-        deadline = time.monotonic() + RESET_SECONDS
-        for queue in threaded:
-            thread, name = queue.thread, queue.queue.name
-            assert thread
-            if not thread.end(deadline):
-                log.warning("queue %s: a request cannot be cancelled; the reset ends when its disk has answered", name)
-                self._retiring[thread] = name
-            self.counters.requests += thread.engine.requests
-            self.counters.interrupts += thread.engine.interrupts
-            queue.thread = queue.engine = None
-
     def _finish_reset(self) -> None:
         """End the reset, if nothing that was begun before it is under way any more; the driver waits for status 0."""
-        for thread in tuple(self._retiring):
-            if thread.end(0.0):
-                del self._retiring[thread]
-        if self._retiring:
+        if not self._retired.end():
             self.status = Status.DEVICE_NEEDS_RESET
             return
         self.status = Status(0)
@@ -226,21 +146,19 @@ class VirtioCore:
     @property
     def unfinished(self) -> str:
         """What a reset has not ended, because a disk does not answer; "" if nothing."""
-        if not self._retiring:
-            return ""
-        return f"requests of {', '.join(self._retiring.values())} are still under way: their disk does not answer"
+        return self._retired.unfinished
 
     def read_status(self) -> Status:
         """Return the device status. It is not 0 before a reset is over."""
-        if self._retiring:
+        if self._retired.unfinished:
             self._finish_reset()
         return self.status
 
     def write_status(self, value: int) -> None:
         """Take what the driver writes to the status: 0 resets, and bits once set stay (2.1.1)."""
-        if self._retiring:
+        if self._retired.unfinished:
             self._finish_reset()
-        if self._retiring:
+        if self._retired.unfinished:
             return  # the driver has not waited
         if value == 0:
             self.reset()
@@ -426,7 +344,7 @@ class VirtioCore:
 
     def service(self) -> bool:
         """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
-        if self._retiring:
+        if self._retired.unfinished:
             self._finish_reset()
         if self._threaded:
             self._service_threads()
