@@ -26,7 +26,7 @@ def test_it_fits_a_screen_and_holds() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) < SCREEN
     assert "NOT" not in done.stdout
-    assert done.stdout.count("  ok  ") == 8
+    assert done.stdout.count("  ok  ") == 11
 
 
 def test_as_json_on_another_kernel(kit: Kit) -> None:

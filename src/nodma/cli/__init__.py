@@ -14,8 +14,8 @@ from nodma import __version__
 from nodma.hosting.program import run
 
 _COMMANDS: Final = {
-    "demo": "Show a disk that cannot touch guest memory at work.",
-    "guest": "Boot real guests with devices that cannot touch their memory.",
+    "demo": "Show a disk at work that never touches guest memory.",
+    "guest": "Boot real guests with devices that never touch their memory.",
     "inspect": "Decode a PCI function, and say what breaks which clause.",
     "serve": "Serve a device on a socket, or the functions of a slot.",
     "size": "Say how large the pool of a set of devices must be.",
@@ -49,7 +49,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nodma")
 def cli() -> None:
-    """Virtio devices in their own process that cannot touch guest memory."""
+    """Virtio devices in processes of their own that never touch guest memory."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``nodma demo``: a disk that cannot touch guest memory, at work, on one screen."""
+"""``nodma demo``: a disk at work that never touches guest memory, on one screen."""
 
 from __future__ import annotations
 

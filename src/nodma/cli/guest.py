@@ -183,7 +183,7 @@ def clean(*, place: Path | None) -> None:
 @click.option("--accelerator", type=click.Choice(["auto", *ACCELERATORS]), default="auto", show_default=True)
 @click.option("--timeout", default=600.0, show_default=True, metavar="SECONDS", help="End a script that takes longer.")
 def run(**options: Any) -> None:
-    """Boot a guest with disks that cannot touch its memory; a shell on its console, or a script.
+    """Boot a guest with disks that never touch its memory; a shell on its console, or a script.
 
     With --script the exit code is the script's, or 125 if it did not get to its end; the guest's console goes to
     stderr.
