@@ -85,27 +85,27 @@ def the(kind: CfgType, made: list[Capability]) -> VirtioPciCap:
 
 OWN_LIES: dict[str, Lie] = {
     "capability 10 names BAR 7, and there are 6": claim(bar=7),
-    "capability 10 names BAR 4, which is not memory": claim(bar=4),
+    "capability 10 names BAR 4, which is not a memory BAR": claim(bar=4),
     "capability 10 ends at 0x200000 of BAR 2, which ends at 0x100000": claim(length=2 * POOL),
     "capability 10 ends at 0x1ffffe000 of BAR 2, which ends at 0x100000": claim(offset=0xFFFFF000, length=0xFFFFF000),
-    "capability 10 has 0 bytes, less than 65536": claim(length=0),
-    "capability 10 begins at 0x800, not on a page": claim(offset=0x800, length=POOL // 2),
-    "capability 10 has 12 bytes, less than 16": claim(cap_len=12),
+    "capability 10 is of 0 bytes, fewer than 65536": claim(length=0),
+    "capability 10 begins at 0x800, which is not page-aligned": claim(offset=0x800, length=POOL // 2),
+    "capability 10 is 12 bytes long, shorter than 16": claim(cap_len=12),
     "capability 10 lies over the MSI-X pending bits": over_msix,
     "capability 10 lies over the structure of type 4": over_another,
-    "capability 10 is there more than once, and they disagree": twice,
+    "capability 10 is there more than once, with different contents": twice,
 }
 """Of functions in slots 5 to 14."""
 
 DMB_LIES: dict[str, Lie] = {
     "capability 8 with the id 0xdb is not there": claim(id=1),
-    "capability 8 is not named: the common configuration is too short": short_common,
+    "capability 8 is not identified: the common configuration has no aligned dmb_shm_id": short_common,
     "capability 8 ends at 0x100001000 of BAR 2, which ends at 0x100000": claim(length=PAGE, length_hi=1),
     "capability 8 ends at 0xffffffffffffffff of BAR 2, which ends at 0x100000": claim(
         offset_hi=1, length_hi=0xFFFFFFFF
     ),
-    "capability 8 has 16 bytes, less than 24": claim(cap_len=16),
-    "capability 8 is there more than once, and they disagree": twice,
+    "capability 8 is 16 bytes long, shorter than 24": claim(cap_len=16),
+    "capability 8 is there more than once, with different contents": twice,
 }
 """Of functions 1 to 6 of slot 15; an honest one is before them."""
 
@@ -131,7 +131,7 @@ SLOT_16: dict[str, tuple[int | None, Lie]] = {
     ),
     "capability 10 names the region of 0000:00:10.0, which has 0x100000 bytes at 0x0 of BAR 2, not 0x80000 at 0x80000"
     " of BAR 2": (0, claim(offset=POOL // 2, length=POOL // 2)),
-    "capability 10 names BAR 2, which is not memory": (7, HONEST),
+    "capability 10 names BAR 2, which is not a memory BAR": (7, HONEST),
 }
 """Of functions 0 to 7 of slot 16, each with the function that it says to be the owner."""
 
@@ -141,13 +141,16 @@ SLOT_17: dict[str, tuple[int | None, Lie]] = {
         0,
         claim(length=2 * POOL),
     ),
-    "capability 10 is there more than once, and they disagree": (None, twice),
-    "capability 10 names the region of 0000:00:11.2, which is there more than once, and they disagree": (2, HONEST),
+    "capability 10 is there more than once, with different contents": (None, twice),
+    "capability 10 names the region of 0000:00:11.2, which is there more than once, with different contents": (
+        2,
+        HONEST,
+    ),
     "capability 10 names the region of 0000:00:00.0, which is not a virtio function": (
         0,
         claim(device=0, function=0),
     ),
-    "capability 10 names the region of 0000:00:0f.0, which offers none": (0, claim(device=15)),
+    "capability 10 names the region of 0000:00:0f.0, which has none": (0, claim(device=15)),
     "capability 10 names the region of 0000:00:12.0, which does not share it": (0, claim(device=18)),
     "capability 10 names the region of 0000:00:10.0, which has 0x100000 bytes at 0x0 of BAR 2, not 0x0 at 0x0 of"
     " BAR 4": (0, claim(device=16, bar=4, length=0)),

@@ -46,5 +46,5 @@ dmesg | grep -c 'device refuses features' >/out/refused
 insmod /job/drivers/nodma.ko
 [ "$(read_all "$(disk)")" = "$held" ] || fail "other data after a new binding"
 cat $function/iommu_group/type >>/out/function.domain
-dmesg | grep -E 'WARNING|BUG|DMAR:.*fault|never given back|never mapped' && fail "the kernel complained"
+dmesg | grep -E 'WARNING|BUG|DMAR:.*fault|never given back|not mapped' && fail "the kernel complained"
 dmesg | grep nodma >/out/dmesg

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Virtio's vendor capabilities, read and taken apart. What they say is the device's word; nothing is believed here. */
+/* Virtio's vendor capabilities, read and taken apart. What they say is the device's word. */
 #include <linux/overflow.h>
 #include <linux/virtio_pci.h>
 
 #include "nodma.h"
 
-static void read_claim(struct pci_dev *pdev, int at, struct nodma_claim *claim)
+static void claim_read(struct pci_dev *pdev, int at, struct nodma_claim *claim)
 {
 	u32 offset, length;
 
@@ -33,7 +33,7 @@ static void read_claim(struct pci_dev *pdev, int at, struct nodma_claim *claim)
 	}
 }
 
-/* The first byte behind what a capability tells of; all ones if it wraps. */
+/* The first byte after what a capability describes; all ones if it wraps. */
 u64 nodma_claim_end(const struct nodma_claim *claim)
 {
 	u64 end;
@@ -56,7 +56,34 @@ int nodma_claims_read(struct pci_dev *pdev, struct nodma_claims *claims)
 	for (at = pci_find_capability(pdev, PCI_CAP_ID_VNDR); at; at = pci_find_next_capability(pdev, at, PCI_CAP_ID_VNDR)) {
 		if (claims->count == NODMA_CLAIMS_MAX)
 			return -E2BIG;
-		read_claim(pdev, at, &claims->claim[claims->count++]);
+		claim_read(pdev, at, &claims->claim[claims->count++]);
 	}
 	return 0;
+}
+
+/**
+ * nodma_claim_of() - find the structure of a type that virtio_pci uses
+ * @pdev: the function
+ * @claims: its capabilities
+ * @type: which
+ * @length: bytes that it has at least
+ *
+ * Return: the first one, or NULL if that does not lie in its BAR, or not at a multiple of 4: some machines fault where an
+ * access is not aligned.
+ */
+const struct nodma_claim *nodma_claim_of(struct pci_dev *pdev, const struct nodma_claims *claims, u8 type, u64 length)
+{
+	unsigned int i;
+
+	for (i = 0; i < claims->count; i++) {
+		const struct nodma_claim *claim = &claims->claim[i];
+
+		if (claim->type != type || claim->bar >= PCI_STD_NUM_BARS || !pci_resource_len(pdev, claim->bar))
+			continue;
+		if (!IS_ALIGNED(claim->offset, sizeof(u32)) || claim->length < length ||
+		    nodma_claim_end(claim) > pci_resource_len(pdev, claim->bar))
+			return NULL;
+		return claim;
+	}
+	return NULL;
 }

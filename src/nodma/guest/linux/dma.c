@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The DMA API of the PCI function, answered from the pool. What kernels name differently is told apart
- * here and in features.c, and nowhere else.
+ * here and in config.c, and nowhere else.
  */
 #include <linux/scatterlist.h>
 #include <linux/version.h>
 
 #include "nodma.h"
 
-static struct nodma_share *share_of(struct device *dev)
+static struct nodma_pool_user *dma_user(struct device *dev)
 {
-	return &container_of(dev->dma_ops, struct nodma_device, dma_ops)->share;
+	return &container_of(dev->dma_ops, struct nodma_device, dma_ops)->user;
 }
 
 static void *nodma_alloc(struct device *dev, size_t size, dma_addr_t *handle, gfp_t gfp, unsigned long attrs)
 {
-	return nodma_pool_alloc(share_of(dev), size, handle);
+	return nodma_pool_alloc(dma_user(dev), size, handle);
 }
 
 static void nodma_free(struct device *dev, size_t size, void *memory, dma_addr_t handle, unsigned long attrs)
 {
-	nodma_pool_free(share_of(dev), handle, size);
+	nodma_pool_free(dma_user(dev), handle, size);
 }
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
@@ -29,23 +29,23 @@ static dma_addr_t nodma_map_phys(struct device *dev, phys_addr_t phys, size_t si
 {
 	if (attrs & DMA_ATTR_MMIO || !pfn_valid(PHYS_PFN(phys))) {
 		dev_dbg(dev, "nodma: %pap is not memory, and cannot be bounced\n", &phys);
-		atomic_long_inc(&share_of(dev)->refused);
+		atomic_long_inc(&dma_user(dev)->refused);
 		return DMA_MAPPING_ERROR;
 	}
-	return nodma_pool_map(share_of(dev), phys_to_virt(phys), size, dir, attrs);
+	return nodma_pool_map(dma_user(dev), phys_to_virt(phys), size, dir, attrs);
 }
 #else
 static dma_addr_t nodma_map_page(struct device *dev, struct page *page, unsigned long offset, size_t size,
 				 enum dma_data_direction dir, unsigned long attrs)
 {
-	return nodma_pool_map(share_of(dev), page_address(page) + offset, size, dir, attrs);
+	return nodma_pool_map(dma_user(dev), page_address(page) + offset, size, dir, attrs);
 }
 #endif
 
 static void nodma_unmap(struct device *dev, dma_addr_t handle, size_t size, enum dma_data_direction dir,
 			unsigned long attrs)
 {
-	nodma_pool_unmap(share_of(dev), handle, size, dir, attrs);
+	nodma_pool_unmap(dma_user(dev), handle, size, dir, attrs);
 }
 
 static void nodma_unmap_sg(struct device *dev, struct scatterlist *sgl, int nents, enum dma_data_direction dir,
@@ -65,7 +65,7 @@ static int nodma_map_sg(struct device *dev, struct scatterlist *sgl, int nents, 
 	int i;
 
 	for_each_sg(sgl, sg, nents, i) {
-		sg->dma_address = nodma_pool_map(share_of(dev), sg_virt(sg), sg->length, dir, attrs);
+		sg->dma_address = nodma_pool_map(dma_user(dev), sg_virt(sg), sg->length, dir, attrs);
 		if (sg->dma_address == DMA_MAPPING_ERROR) {
 			nodma_unmap_sg(dev, sgl, i, dir, attrs | DMA_ATTR_SKIP_CPU_SYNC);
 			return -ENOMEM;
@@ -78,13 +78,13 @@ static int nodma_map_sg(struct device *dev, struct scatterlist *sgl, int nents, 
 static void nodma_sync_for_cpu(struct device *dev, dma_addr_t handle, size_t size, enum dma_data_direction dir)
 {
 	if (dir != DMA_TO_DEVICE)
-		nodma_pool_sync(share_of(dev), handle, size, false);
+		nodma_pool_sync(dma_user(dev), handle, size, false);
 }
 
 static void nodma_sync_for_device(struct device *dev, dma_addr_t handle, size_t size, enum dma_data_direction dir)
 {
 	if (dir != DMA_FROM_DEVICE)
-		nodma_pool_sync(share_of(dev), handle, size, true);
+		nodma_pool_sync(dma_user(dev), handle, size, true);
 }
 
 static void nodma_sync_sg_for_cpu(struct device *dev, struct scatterlist *sgl, int nents, enum dma_data_direction dir)
@@ -108,14 +108,14 @@ static void nodma_sync_sg_for_device(struct device *dev, struct scatterlist *sgl
 
 static int nodma_dma_supported(struct device *dev, u64 mask)
 {
-	const struct nodma_pool *pool = share_of(dev)->pool;
+	const struct nodma_pool *pool = dma_user(dev)->pool;
 
 	return pool->base + ((u64)pool->slots << NODMA_SLOT_SHIFT) - 1 <= mask;
 }
 
 static size_t nodma_max_mapping_size(struct device *dev)
 {
-	return nodma_pool_max_mapping(share_of(dev)->pool);
+	return nodma_pool_max_mapping(dma_user(dev)->pool);
 }
 
 static const struct dma_map_ops nodma_dma_ops = {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The two ways to restrict a device's DMA that were proposed, and all that differs between them: numbers, how
- * the capability that tells of the region is known, and what an address is.
+ * the capability that describes the region is known, and what an address is.
  *
  *		swiotlb					dmb
- *	told by	capability 10				the feature
+ *	found by	capability 10				the feature
  *	region	capability 10, maybe of another function	capability 8 with the id that dmb_shm_id names
  *	address	bus address inside the region		offset from the region's start, never 0 (DMB-D2)
  *	needs						VERSION_1, ACCESS_PLATFORM (DMB-D1)
@@ -16,38 +16,31 @@
 #include "nodma.h"
 
 /* Addresses are those of the bus, wherever the BAR is. */
-static dma_addr_t bus_address(const struct nodma_region *region)
+static dma_addr_t profile_bus_address(const struct nodma_region *region)
 {
 	return pci_bus_address(region->owner, region->bar) + region->offset;
 }
 
 /* dmb_shm_id, a register of the common configuration, if that is long enough to have it. */
-static int dmb_shm_id(struct pci_dev *pdev, const struct nodma_claims *claims)
+static int profile_dmb_shm_id(struct pci_dev *pdev, const struct nodma_claims *claims)
 {
+	const struct nodma_claim *common = nodma_claim_of(pdev, claims, VIRTIO_PCI_CAP_COMMON_CFG,
+							  NODMA_COMMON_DMB_SHM_ID + sizeof(u16));
 	void __iomem *at;
-	unsigned int i;
 	u16 id;
 
-	for (i = 0; i < claims->count; i++) {
-		const struct nodma_claim *common = &claims->claim[i];
-
-		if (common->type != VIRTIO_PCI_CAP_COMMON_CFG)
-			continue;
-		if (common->length < NODMA_COMMON_DMB_SHM_ID + sizeof(id) || common->bar >= PCI_STD_NUM_BARS ||
-		    nodma_claim_end(common) > pci_resource_len(pdev, common->bar))
-			break;	/* the first one is the one that virtio_pci uses */
-		at = pci_iomap_range(pdev, common->bar, common->offset + NODMA_COMMON_DMB_SHM_ID, sizeof(id));
-		if (!at)
-			break;
-		id = ioread16(at);
-		pci_iounmap(pdev, at);
-		return id & NODMA_DMB_SHM_ID_MASK;
-	}
-	return -ENOENT;
+	if (!common)
+		return -ENOENT;
+	at = pci_iomap_range(pdev, common->bar, common->offset + NODMA_COMMON_DMB_SHM_ID, sizeof(id));
+	if (!at)
+		return -ENOENT;
+	id = ioread16(at);
+	pci_iounmap(pdev, at);
+	return id & NODMA_DMB_SHM_ID_MASK;
 }
 
 /* Addresses are offsets: what they mean does not move with the BAR. */
-static dma_addr_t offset_zero(const struct nodma_region *region)
+static dma_addr_t profile_offset_zero(const struct nodma_region *region)
 {
 	return 0;
 }
@@ -62,8 +55,8 @@ const struct nodma_profile nodma_profiles[] = {
 		.cfg_type = VIRTIO_PCI_CAP_SHARED_MEMORY_CFG,
 		.cap_size = sizeof(struct virtio_pci_cap64),
 		.unused = 1,
-		.id = dmb_shm_id,
-		.base = offset_zero,
+		.id = profile_dmb_shm_id,
+		.base = profile_offset_zero,
 	},
 	{
 		.name = "swiotlb",
@@ -71,7 +64,7 @@ const struct nodma_profile nodma_profiles[] = {
 		.shares = true,
 		.cfg_type = NODMA_PCI_CAP_SWIOTLB,
 		.cap_size = NODMA_PCI_CAP_LENGTH,
-		.base = bus_address,
+		.base = profile_bus_address,
 	},
 };
 

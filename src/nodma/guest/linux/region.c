@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The region: find the capability that tells of it, and trust nothing of what it says before it is checked.
+ * The region: find the capability that describes it, and trust nothing that it says before it is checked.
  * Configuration space is the device's word, and in a confidential guest the device is not trusted.
  */
 #include <linux/virtio_pci.h>
@@ -11,12 +11,12 @@
 #define FUNCTIONS	8
 #define DEVICES		32
 
-static bool overlaps(const struct nodma_region *region, u64 begin, u64 end)
+static bool region_overlaps(const struct nodma_region *region, u64 begin, u64 end)
 {
 	return begin < region->offset + region->length && region->offset < end;
 }
 
-static bool borrowed(const struct nodma_region *region)
+static bool region_borrowed(const struct nodma_region *region)
 {
 	return region->owner != region->pdev;
 }
@@ -27,35 +27,38 @@ static bool borrowed(const struct nodma_region *region)
 	const struct nodma_region *_region = region;						\
 												\
 	pci_warn(_region->pdev, "nodma: no bouncing: capability %u %s%s%s" fmt "\n",		\
-		 _region->profile->cfg_type, borrowed(_region) ? "names the region of " : "",	\
-		 borrowed(_region) ? pci_name(_region->owner) : "", borrowed(_region) ? ", which " : "", ##__VA_ARGS__); \
+		 _region->profile->cfg_type, region_borrowed(_region) ? "names the region of " : "",	\
+		 region_borrowed(_region) ? pci_name(_region->owner) : "", region_borrowed(_region) ? ", which " : "", ##__VA_ARGS__); \
 	-EINVAL;										\
 })
 
 /* What the capability says, held against the BAR that it names. */
-static int check_bounds(const struct nodma_region *region, const struct nodma_claim *claim)
+static int region_check_bounds(const struct nodma_region *region, const struct nodma_claim *claim)
 {
 	struct pci_dev *owner = region->owner;
 	u64 end = nodma_claim_end(claim);
+	unsigned long flags;
 
 	if (region->bar >= PCI_STD_NUM_BARS)
 		return refuse(region, "names BAR %d, and there are %d", region->bar, PCI_STD_NUM_BARS);
-	if (!(pci_resource_flags(owner, region->bar) & IORESOURCE_MEM) || !pci_resource_len(owner, region->bar))
-		return refuse(region, "names BAR %d, which is not memory", region->bar);
-	if (pci_resource_flags(owner, region->bar) & IORESOURCE_UNSET)
-		return refuse(region, "names BAR %d, which has no address", region->bar);
+	flags = pci_resource_flags(owner, region->bar);
+	if (flags & IORESOURCE_MEM && (flags & IORESOURCE_UNSET || !pci_resource_start(owner, region->bar)))
+		return refuse(region, "names BAR %d, which was given no address: there was no room for it behind its bridge",
+			      region->bar);
+	if (!(flags & IORESOURCE_MEM) || !pci_resource_len(owner, region->bar))
+		return refuse(region, "names BAR %d, which is not a memory BAR", region->bar);
 	if (region->length < NODMA_REGION_MIN)
-		return refuse(region, "has %llu bytes, less than %lu", region->length, NODMA_REGION_MIN);
+		return refuse(region, "is of %llu bytes, fewer than %lu", region->length, NODMA_REGION_MIN);
 	if (end > pci_resource_len(owner, region->bar))
 		return refuse(region, "ends at %#llx of BAR %d, which ends at %#llx", end, region->bar,
 			      (u64)pci_resource_len(owner, region->bar));
 	if (!IS_ALIGNED(region->offset, SZ_4K))
-		return refuse(region, "begins at %#llx, not on a page", region->offset);
+		return refuse(region, "begins at %#llx, which is not page-aligned", region->offset);
 	return 0;
 }
 
 /* The MSI-X table and its pending bits must not lie in the region. */
-static int check_msix(const struct nodma_region *region)
+static int region_check_msix(const struct nodma_region *region)
 {
 	struct pci_dev *owner = region->owner;
 	u32 table, pba;
@@ -69,16 +72,16 @@ static int check_msix(const struct nodma_region *region)
 	pci_read_config_dword(owner, owner->msix_cap + PCI_MSIX_PBA, &pba);
 	vectors = (control & PCI_MSIX_FLAGS_QSIZE) + 1;
 	begin = table & PCI_MSIX_TABLE_OFFSET;
-	if ((table & PCI_MSIX_TABLE_BIR) == region->bar && overlaps(region, begin, begin + vectors * PCI_MSIX_ENTRY_SIZE))
+	if ((table & PCI_MSIX_TABLE_BIR) == region->bar && region_overlaps(region, begin, begin + vectors * PCI_MSIX_ENTRY_SIZE))
 		return refuse(region, "lies over the MSI-X table");
 	begin = pba & PCI_MSIX_PBA_OFFSET;
-	if ((pba & PCI_MSIX_PBA_BIR) == region->bar && overlaps(region, begin, begin + DIV_ROUND_UP(vectors, 8)))
+	if ((pba & PCI_MSIX_PBA_BIR) == region->bar && region_overlaps(region, begin, begin + DIV_ROUND_UP(vectors, 8)))
 		return refuse(region, "lies over the MSI-X pending bits");
 	return 0;
 }
 
 /* Whether two capabilities say the same of a region. */
-static bool agree(const struct nodma_claim *one, const struct nodma_claim *other)
+static bool claims_agree(const struct nodma_claim *one, const struct nodma_claim *other)
 {
 	return one->bar == other->bar && one->offset == other->offset && one->length == other->length &&
 	       one->device == other->device && one->function == other->function &&
@@ -86,22 +89,22 @@ static bool agree(const struct nodma_claim *one, const struct nodma_claim *other
 }
 
 /* Whether a capability is of the kind that the profile has for its region. */
-static bool tells(const struct nodma_profile *profile, const struct nodma_claim *claim, int id)
+static bool claim_describes(const struct nodma_profile *profile, const struct nodma_claim *claim, int id)
 {
 	return claim->type == profile->cfg_type && (!profile->id || claim->id == id);
 }
 
 /* No other structure may lie in the region. */
-static int check_others(struct nodma_region *region, const struct nodma_claims *claims, int id)
+static int region_check_others(struct nodma_region *region, const struct nodma_claims *claims, int id)
 {
 	unsigned int i;
 
 	for (i = 0; i < claims->count; i++) {
 		const struct nodma_claim *other = &claims->claim[i];
 
-		if (tells(region->profile, other, id) || other->type == VIRTIO_PCI_CAP_PCI_CFG || other->bar != region->bar)
+		if (claim_describes(region->profile, other, id) || other->type == VIRTIO_PCI_CAP_PCI_CFG || other->bar != region->bar)
 			continue;
-		if (overlaps(region, other->offset, nodma_claim_end(other)))
+		if (region_overlaps(region, other->offset, nodma_claim_end(other)))
 			return refuse(region, "lies over the structure of type %u", other->type);
 		region->beside = region->beside || other->type <= VIRTIO_PCI_CAP_DEVICE_CFG;
 	}
@@ -109,7 +112,7 @@ static int check_others(struct nodma_region *region, const struct nodma_claims *
 }
 
 /* Find what region->owner says of a region: the one capability, or several that say the same. */
-static int find_claim(const struct nodma_region *region, const struct nodma_claims *claims, int id,
+static int region_find_claim(const struct nodma_region *region, const struct nodma_claims *claims, int id,
 		      const struct nodma_claim **found)
 {
 	unsigned int i;
@@ -118,20 +121,20 @@ static int find_claim(const struct nodma_region *region, const struct nodma_clai
 	for (i = 0; i < claims->count; i++) {
 		const struct nodma_claim *claim = &claims->claim[i];
 
-		if (!tells(region->profile, claim, id))
+		if (!claim_describes(region->profile, claim, id))
 			continue;
-		if (*found && !agree(*found, claim))
-			return refuse(region, "is there more than once, and they disagree");
+		if (*found && !claims_agree(*found, claim))
+			return refuse(region, "is there more than once, with different contents");
 		*found = claim;
 	}
 	if (!*found)
 		return -ENODEV;
 	if ((*found)->size < region->profile->cap_size)
-		return refuse(region, "has %u bytes, less than %u", (*found)->size, region->profile->cap_size);
+		return refuse(region, "is %u bytes long, shorter than %u", (*found)->size, region->profile->cap_size);
 	return 0;
 }
 
-static bool names_itself(struct pci_dev *pdev, const struct nodma_claim *claim)
+static bool claim_names_itself(struct pci_dev *pdev, const struct nodma_claim *claim)
 {
 	bool this_device = claim->device == NODMA_PCI_CAP_SELF || claim->device == PCI_SLOT(pdev->devfn);
 
@@ -141,18 +144,18 @@ static bool names_itself(struct pci_dev *pdev, const struct nodma_claim *claim)
 }
 
 /* Take what the owner says of its region, if it can be. */
-static int accept(struct nodma_region *region, const struct nodma_claims *claims, const struct nodma_claim *claim,
+static int region_accept(struct nodma_region *region, const struct nodma_claims *claims, const struct nodma_claim *claim,
 		  int id)
 {
 	region->bar = claim->bar;
 	region->offset = claim->offset;
 	region->length = claim->length;
 	region->shared = region->profile->shares && claim->size >= NODMA_PCI_CAP_SHARED_LENGTH;
-	return check_bounds(region, claim) ?: check_msix(region) ?: check_others(region, claims, id);
+	return region_check_bounds(region, claim) ?: region_check_msix(region) ?: region_check_others(region, claims, id);
 }
 
 /* The function on the same bus that a capability names; a reference is taken. */
-static struct pci_dev *named_owner(const struct nodma_region *region, const struct nodma_claim *claim)
+static struct pci_dev *region_named_owner(const struct nodma_region *region, const struct nodma_claim *claim)
 {
 	unsigned int device = claim->device == NODMA_PCI_CAP_SELF ? PCI_SLOT(region->pdev->devfn) : claim->device;
 	struct pci_dev *owner = NULL;
@@ -168,9 +171,9 @@ static struct pci_dev *named_owner(const struct nodma_region *region, const stru
  * The region lies in another function's BAR. That function must say so itself, and that it lets others use it: this
  * ends chains and circles, and no function becomes an owner by another's word.
  */
-static int borrow(struct nodma_region *region, const struct nodma_claim *claim)
+static int region_borrow(struct nodma_region *region, const struct nodma_claim *claim)
 {
-	struct pci_dev *owner = named_owner(region, claim);
+	struct pci_dev *owner = region_named_owner(region, claim);
 	const struct nodma_claim *theirs;
 	struct nodma_claims claims;
 	int error;
@@ -182,15 +185,15 @@ static int borrow(struct nodma_region *region, const struct nodma_claim *claim)
 	if (owner->vendor != PCI_VENDOR_ID_REDHAT_QUMRANET)
 		return refuse(region, "is not a virtio function");
 	if (nodma_claims_read(owner, &claims))
-		return refuse(region, "has a list of capabilities without an end");
-	error = find_claim(region, &claims, 0, &theirs);
+		return refuse(region, "has a list of capabilities that does not end");
+	error = region_find_claim(region, &claims, 0, &theirs);
 	if (error)
-		return error == -ENODEV ? refuse(region, "offers none") : error;
-	if (!names_itself(owner, theirs))
+		return error == -ENODEV ? refuse(region, "has none") : error;
+	if (!claim_names_itself(owner, theirs))
 		return refuse(region, "has none itself: it names that of %02x.%x", theirs->device, theirs->function);
 	if (theirs->size < NODMA_PCI_CAP_SHARED_LENGTH)
 		return refuse(region, "does not share it");
-	error = accept(region, &claims, theirs, 0);
+	error = region_accept(region, &claims, theirs, 0);
 	if (error)
 		return error;
 	if (claim->bar != theirs->bar || claim->offset != theirs->offset || claim->length != theirs->length)
@@ -199,7 +202,7 @@ static int borrow(struct nodma_region *region, const struct nodma_claim *claim)
 	return 0;
 }
 
-static int find_by(const struct nodma_profile *profile, struct nodma_region *region, u64 offered)
+static int region_find_by(const struct nodma_profile *profile, struct nodma_region *region, u64 offered)
 {
 	const struct nodma_claim *claim;
 	struct nodma_claims claims;
@@ -209,22 +212,22 @@ static int find_by(const struct nodma_profile *profile, struct nodma_region *reg
 	if (profile->by_feature && !(offered & BIT_ULL(profile->feature)))
 		return -ENODEV;
 	if (nodma_claims_read(region->pdev, &claims))
-		return refuse(region, "is in a list of capabilities without an end");
+		return refuse(region, "is in a list of capabilities that does not end");
 	if (profile->id) {
 		id = profile->id(region->pdev, &claims);
 		if (id < 0)
-			return refuse(region, "is not named: the common configuration is too short");
+			return refuse(region, "is not identified: the common configuration has no aligned dmb_shm_id");
 	}
-	error = find_claim(region, &claims, id, &claim);
+	error = region_find_claim(region, &claims, id, &claim);
 	if (error == -ENODEV && profile->by_feature)
 		return refuse(region, "with the id %#x is not there", id);
 	if (error)
 		return error;
 	if (profile->needs & ~offered)
-		return refuse(region, "comes without features that it needs: %#llx", profile->needs & ~offered);
-	if (names_itself(region->pdev, claim))
-		return accept(region, &claims, claim, id);
-	return borrow(region, claim);
+		return refuse(region, "lacks features that it needs: %#llx", profile->needs & ~offered);
+	if (claim_names_itself(region->pdev, claim))
+		return region_accept(region, &claims, claim, id);
+	return region_borrow(region, claim);
 }
 
 /**
@@ -233,7 +236,7 @@ static int find_by(const struct nodma_profile *profile, struct nodma_region *reg
  * @offered: its device's features
  * @region: filled; the caller puts its owner
  *
- * Return: 0, -ENODEV if the function offers none, -EINVAL if what it says cannot be; the log says why.
+ * Return: 0, -ENODEV if the function offers none, -EINVAL if what it says is impossible; the log says why.
  */
 int nodma_region_find(struct pci_dev *pdev, u64 offered, struct nodma_region *region)
 {
@@ -244,7 +247,7 @@ int nodma_region_find(struct pci_dev *pdev, u64 offered, struct nodma_region *re
 	region->pdev = pdev;
 	region->owner = pci_dev_get(pdev);
 	for (i = 0; i < nodma_profile_count && error == -ENODEV; i++)
-		error = find_by(&nodma_profiles[i], region, offered);
+		error = region_find_by(&nodma_profiles[i], region, offered);
 	if (error)
 		pci_dev_put(region->owner);
 	return error;
