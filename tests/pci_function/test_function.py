@@ -19,7 +19,7 @@ from nodma.ring import RingLayout
 from nodma.spec.pci import CapId, ExpressCapability, ExpressDeviceCap, ExpressDeviceControl, MsixCapability, MsixControl
 from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import Status
-from nodma.spec.virtio_pci import CfgType, CommonCfg, VirtioPciCfgCap
+from nodma.spec.virtio_pci import CfgType, CommonCfg, Isr, VirtioPciCfgCap
 
 POOL = 1 << 20
 
@@ -135,6 +135,28 @@ def test_features_beyond_the_second_word_read_as_zero(function: PciFunction, reg
     assert function.core.accepted == 0
 
 
+def test_the_features_are_read_word_by_word(function: PciFunction, registers: Any) -> None:
+    driver = registers(function)
+    words = []
+    for word in (0, 1, 2, 3):
+        driver.set(CommonCfg.device_feature_select, word)
+        words.append(driver.get(CommonCfg.device_feature))
+    assert words == [function.core.offered & 0xFFFFFFFF, function.core.offered >> 32, 0, 0]
+    assert all(words[:2])
+    driver.set(CommonCfg.driver_feature_select, 1)
+    driver.set(CommonCfg.driver_feature, 0x12345678)
+    driver.set(CommonCfg.driver_feature_select, 0)
+    driver.set(CommonCfg.driver_feature, 0x9ABCDEF0)
+    assert function.core.accepted == 0x12345678_9ABCDEF0
+
+
+def test_doorbells_are_told_of_with_their_places(make_function: Callable[..., PciFunction]) -> None:
+    function = make_function(queues=3, threads=True)
+    assert function.notifiers(0) == [(0x3000 + 4 * n, 4, function.core.doorbells[n]) for n in range(3)]
+    assert [function.notifiers(region) for region in (1, 2, Region.CONFIG)] == [(), (), ()]
+    assert make_function(queues=3).notifiers(0) == []
+
+
 def test_function_level_reset_by_device_control(function: PciFunction, registers: Any) -> None:
     found = config(function).find(CapId.EXPRESS)
     assert found
@@ -216,6 +238,44 @@ def test_registers_are_reached_through_configuration_space(function: PciFunction
     cfg.aim(2, 4096, 4)
     cfg.data = b"data"
     assert function.window.view(4096, 4).tobytes() == b"data"
+
+
+def test_what_the_window_into_a_bar_must_not_be_aimed_at_reads_as_zeros(function: PciFunction) -> None:
+    """Neither configuration space, nor an access across a register, nor one beyond the BAR (4.1.4.9)."""
+    cfg = Cfg(function)
+    end = function.regions[0].size
+    function.window.bytes[:8] = b"\xff" * 8
+    for bar, offset, length in (
+        (Region.CONFIG, 0, 4),
+        (1, 0, 4),
+        (2, 0, 3),
+        (2, 0, 8),
+        (2, 2, 4),
+        (2, 1, 2),
+        (2, POOL, 4),
+        (2, POOL - 2, 4),
+        (0, end, 4),
+    ):
+        cfg.aim(bar, offset, length)
+        assert cfg.data == bytes(4), (bar, offset, length)
+        cfg.data = b"\xaa" * 4
+    assert function.window.view(0, 8).tobytes() == b"\xff" * 8
+    for length, data in ((1, b"\xff\0\0\0"), (2, b"\xff\xff\0\0"), (4, b"\xff" * 4)):
+        cfg.aim(2, 4, length)
+        assert cfg.data == data
+    cfg.aim(2, POOL - 4, 4)
+    cfg.data = b"last"
+    assert function.window.view(POOL - 4, 4).tobytes() == b"last"
+
+
+def test_reading_beside_that_window_accesses_nothing(function: PciFunction) -> None:
+    cfg = Cfg(function)
+    cfg.aim(0, 0x1000, 1)  # the ISR status, which a read clears
+    at = cfg.at + VirtioPciCfgCap.pci_cfg_data.offset
+    for begin, count, cleared in ((at - 4, 4, False), (at + 4, 4, False), (at + 3, 1, True), (at - 1, 2, True)):
+        function.core.isr = Isr.QUEUE
+        function.read(Region.CONFIG, begin, count)
+        assert (function.core.isr == 0) == cleared, (begin - at, count)
 
 
 @given(st.integers(0, 255), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))

@@ -140,3 +140,53 @@ def test_an_eventfd_that_is_none_does_no_harm(wired: Wired) -> None:
     delivered = wired.interrupts.delivered
     wired.interrupts.raise_vector(0)
     assert wired.interrupts.delivered == delivered
+
+
+def test_vectors_beyond_the_last_are_nobodys(wired: Wired) -> None:
+    wired.interrupts.set_msix(on=True, function_mask=True)
+    for vector in (3, 4, 0xFFFE, 0xFFFF):
+        wired.interrupts.raise_vector(vector)
+        assert wired.interrupts.eventfd_if_unmasked(vector) == -1
+    assert wired.interrupts.pending_bits() == bytes(8)
+    wired.interrupts.raise_vector(2)
+    assert wired.interrupts.pending_bits() == b"\4" + bytes(7)
+
+
+@pytest.mark.parametrize(("vectors", "size"), [(1, 8), (64, 8), (65, 16), (128, 16), (129, 24), (512, 64)])
+def test_the_pending_bits_are_whole_words(vectors: int, size: int) -> None:
+    interrupts = Interrupts(vectors)
+    interrupts.mask_vectors(0, vectors, True)
+    interrupts.raise_vector(vectors - 1)
+    assert interrupts.pending_bits() == (1 << vectors - 1).to_bytes(size, "little")
+
+
+def test_signals_are_counted(wired: Wired) -> None:
+    wired.interrupts.set_msix(on=True, function_mask=False)
+    for vector in (0, 1, 1):
+        wired.interrupts.raise_vector(vector)
+    wired.interrupts.assign_vectors(2, [-1])
+    wired.interrupts.raise_vector(2)
+    assert wired.interrupts.delivered == 3
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "touched"),
+    [
+        (12, b"\1", [0]),
+        (15, b"\1", [0]),
+        (11, b"\1", []),
+        (16, bytes(12), []),
+        (8, bytes(4), []),
+        (12, bytes(20), [0, 1]),
+        (27, b"\0\0", [1]),
+        (0, bytes(48), [0, 1, 2]),
+    ],
+)
+def test_a_write_to_the_table_acts_on_the_controls_that_it_touches(
+    wired: Wired, monkeypatch: pytest.MonkeyPatch, offset: int, data: bytes, touched: list[int]
+) -> None:
+    acted: list[int] = []
+    monkeypatch.setattr(wired.interrupts, "mask_vectors", lambda vector, count, masked: acted.append(vector))
+    wired.interrupts.write_table(offset, data)
+    assert acted == touched
+    assert bytes(wired.interrupts.table[offset : offset + len(data)]) == data

@@ -102,3 +102,30 @@ def test_it_never_is_where_no_region_is(events: list[tuple[str, int]]) -> None:
             bar.forget_choice()
         assert bar.address is None or bar.address in there
         assert bar.known <= len(there)
+
+
+def test_of_several_that_came_since_it_left_none_is_taken_until_one_is_left() -> None:
+    bar = told(A)
+    assert bar.choose(A)
+    bar.unmapped(A, SIZE)
+    bar.mapped(B, SIZE)
+    assert bar.address == B
+    bar.mapped(C, SIZE)
+    assert (bar.address, bar.known, bar.ambiguous) == (None, 2, True)
+    bar.mapped(A, SIZE)  # where it was: it is back
+    assert (bar.address, bar.known, bar.ambiguous) == (A, 1, False)
+    bar.unmapped(A, SIZE)
+    assert bar.known == 0, "those that were there beside it are not it"
+    bar.unmapped(B, SIZE)
+    bar.mapped(B, SIZE)
+    assert bar.address == B, "but one that came anew may be"
+
+
+def test_what_is_not_a_region_of_that_size_cannot_go() -> None:
+    bar = told(A)
+    assert bar.choose(A)
+    bar.unmapped(A, SIZE // 2)
+    bar.unmapped(B, SIZE)
+    assert bar.address == A
+    bar.unmapped(A, SIZE)
+    assert bar.address is None

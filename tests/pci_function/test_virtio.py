@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from nodma.ring import RingLayout
+from nodma.spec.pci import MsixControl, PciStatus, Type0Header
 from nodma.spec.profiles import Policy
+from nodma.spec.vfio_user import Region
 from nodma.spec.virtio import Feature, Status
 from nodma.spec.virtio_pci import CommonCfg
 
@@ -174,3 +177,116 @@ def test_spurious_notifications_do_no_harm(disk: Any) -> None:
         disk.registers.notify(index)
     disk.work()
     assert disk.registers.status == 15
+
+
+def test_the_isr_status_gathers_causes_and_its_read_takes_them_and_the_line_back(disk: Any) -> None:
+    """4.1.4.5: INTx is asserted until the ISR status is read."""
+    line = os.eventfd(0, os.EFD_NONBLOCK)
+    disk.function.interrupts.assign_intx(os.dup(line))
+    disk.start()
+    disk.offer_read()
+    disk.work()
+    assert os.eventfd_read(line) == 1
+    disk.function.device.config_changed()
+    assert disk.function.read(Region.CONFIG, Type0Header.status.offset, 1)[0] & PciStatus.INTERRUPT
+    assert disk.function.read(0, 0x1000, 1) == b"\3"
+    assert not disk.function.read(Region.CONFIG, Type0Header.status.offset, 1)[0] & PciStatus.INTERRUPT
+    assert disk.function.read(0, 0x1000, 1) == b"\0"
+    disk.function.interrupts.mask_intx(False)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(line)  # it was de-asserted
+    os.close(line)
+
+
+def test_with_msix_a_queue_leaves_the_isr_status_alone(disk: Any) -> None:
+    control = disk.function._msix_at + 2
+    vectors = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    disk.function.interrupts.assign_vectors(0, [os.dup(fd) for fd in vectors])
+    disk.function.write(Region.CONFIG, control, int(MsixControl.ENABLE).to_bytes(2, "little"))
+    disk.registers.set(CommonCfg.config_msix_vector, 0)
+    disk.start()
+    disk.registers.set(CommonCfg.queue_msix_vector, 1)
+    disk.offer_read()
+    disk.work()
+    assert os.eventfd_read(vectors[1]) == 1
+    assert disk.function.core.isr == 0
+    disk.function.device.config_changed()
+    assert os.eventfd_read(vectors[0]) == 1
+    assert not disk.function.read(Region.CONFIG, Type0Header.status.offset, 1)[0] & PciStatus.INTERRUPT
+    assert disk.function.read(0, 0x1000, 1) == b"\2"
+    assert disk.core.interrupted == 2
+    for fd in vectors:
+        os.close(fd)
+
+
+def test_a_change_before_the_driver_is_ready_interrupts_nobody(disk: Any) -> None:
+    before = disk.registers.get(CommonCfg.config_generation)
+    disk.function.device.config_changed()
+    assert disk.registers.get(CommonCfg.config_generation) == before + 1
+    assert disk.function.read(0, 0x1000, 1) == b"\0"
+    for _ in range(256):
+        disk.function.device.config_changed()
+    assert disk.registers.get(CommonCfg.config_generation) == before + 1, "it is a byte"
+
+
+def test_each_fault_is_counted_once(disk: Any) -> None:
+    for number in range(1, 4):
+        disk.start()
+        disk.ring.add([(HEADER, 16)], [(2 << 20, 512), (STATUS, 1)], "outside")
+        disk.ring.publish()
+        disk.registers.notify()
+        assert not disk.function.service(), "there is nothing more to do"
+        disk.core.fail("a second reason")
+        assert "buffer of 512 bytes" in disk.core.reason
+        assert (disk.core.counters.needs_reset, disk.core.counters.outside) == (number, number)
+        disk.registers.set(CommonCfg.device_status, 0)
+        assert disk.core.counters.resets == number
+
+
+def test_a_polled_queue_is_looked_at_for_so_long_after_its_last_request(
+    make_disk: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [10**9]
+    monkeypatch.setattr("nodma.pci_function.virtio.time.monotonic_ns", lambda: now[0])
+    disk = make_disk(poll_ns=1000)
+    disk.start()
+    now[0] += 999
+    assert disk.function.service()
+    disk.offer_read()
+    now[0] += 500
+    assert disk.function.service()
+    assert disk.ring.reap(1) == [("read", 513)]
+    now[0] += 999
+    assert disk.function.service()
+    now[0] += 1
+    assert not disk.function.service()
+
+
+def test_what_is_there_at_the_end_is_done_in_its_time(disk: Any) -> None:
+    disk.start()
+    disk.offer_read()
+    disk.function.finish(0.0)
+    assert not disk.ring.pending()
+    disk.function.finish(30.0)
+    assert disk.ring.reap(1) == [("read", 513)]
+    disk.registers.set(CommonCfg.device_status, 0)
+    disk.function.finish(30.0)  # there is nothing to wait for
+
+
+def test_features_are_settled_by_features_ok(disk: Any) -> None:
+    """2.2: what the driver writes after it changes nothing; queues that are in use keep their addresses and size."""
+    disk.start()
+    accepted = disk.core.accepted
+    for word in (0, 1):
+        disk.registers.set(CommonCfg.driver_feature_select, word)
+        disk.registers.set(CommonCfg.driver_feature, 0)
+    assert disk.core.accepted == accepted
+    for field in (CommonCfg.queue_desc, CommonCfg.queue_driver, CommonCfg.queue_device, CommonCfg.queue_size):
+        before = disk.registers.get(field)
+        disk.registers.set(field, 8)
+        assert disk.registers.get(field) == before
+    disk.registers.set(CommonCfg.queue_enable, 0)
+    assert disk.registers.get(CommonCfg.queue_enable) == 1
+    disk.offer_read()
+    disk.work()
+    assert disk.ring.reap(1) == [("read", 513)]
