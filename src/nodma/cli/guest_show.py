@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import click
 from rich.console import Console
@@ -15,7 +16,7 @@ from nodma.cli.json_line import echo_json
 from nodma.guest import Kit
 from nodma.guest.doctor import Finding
 from nodma.guest.job import PROGRAMS
-from nodma.guest.kit import short_name
+from nodma.guest.kit import GENERIC, short_name
 from nodma.guest.prove import Proof
 from nodma.units import show_size
 
@@ -92,13 +93,18 @@ def show_kit(kit: Kit, as_json: bool) -> None:
     shown = ".".join(map(str, qemu.version))
     if as_json:
         kernels = [{"name": short_name(kernel)} | dataclasses.asdict(kernel) for kernel in kit.kernels]
-        record = {"directory": str(kit.directory), "kernels": kernels, "programs": list(PROGRAMS)}
+        record: dict[str, Any] = {"directory": str(kit.directory), "kernels": kernels, "programs": list(PROGRAMS)}
         debug = kit.debug_kernel.release if kit.debug_kernel else None
-        echo_json(record | {"debug_kernel": debug, "qemu": {"version": shown, "from": qemu.origin}})
+        generic = kit.kernel(GENERIC).release if kit.has(GENERIC) else None
+        echo_json(
+            record | {"generic_kernel": generic, "debug_kernel": debug, "qemu": {"version": shown, "from": qemu.origin}}
+        )
         return
     click.echo(f"QEMU     {shown}, from {qemu.origin}")
     for kernel in kit.kernels:
         click.echo(f"kernel   {short_name(kernel):<5} {kernel.release}, from {kernel.suite}")
+    if kit.has(GENERIC):
+        click.echo(f"kernel   {GENERIC} {kit.kernel(GENERIC).release}, for any machine")
     if kit.debug_kernel:
         click.echo(f"kernel   {kit.debug_kernel.name:<5} {kit.debug_kernel.release}, built here")
     click.echo(f"programs {', '.join(PROGRAMS)}")

@@ -28,7 +28,7 @@ _OS_RELEASE: Final = Path("/etc/os-release")
 _PLANNED: Final = re.compile(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", re.MULTILINE)
 _DOWNLOAD_STATUS: Final = re.compile(r"dlstatus:\d+:([\d.]+):")
 
-_UNPACK: Final = 'dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink -C "$2"'
+_UNPACK: Final = 'dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink $3 -C "$2"'
 """Unlike ``dpkg-deb -x`` this keeps /lib, a link, where an older package has it as a directory."""
 
 Progress = Callable[[str, float], None]
@@ -192,11 +192,15 @@ def unpack(packages: list[Path], root: Path, progress: Progress) -> None:
     growing.rename(root)
 
 
-def unpack_more(packages: list[Path], root: Path, progress: Progress) -> None:
-    """Unpack packages into ``root``, over what is there. Raises GuestError, with what dpkg-deb said."""
+def unpack_more(packages: list[Path], root: Path, progress: Progress, *, replace: bool = True) -> None:
+    """Unpack packages into ``root``; without ``replace``, what is there stays as it is, for those who use it.
+
+    Raises GuestError, with what dpkg-deb said.
+    """
+    option = "--overwrite" if replace else "--skip-old-files"
 
     def unpack_one(package: Path) -> None:
-        run(["sh", "-c", _UNPACK, "sh", package, root], f"unpacking {package.name}")
+        run(["sh", "-c", _UNPACK, "sh", package, root, option], f"unpacking {package.name}")
 
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         for done, _ in enumerate(workers.map(unpack_one, packages), 1):

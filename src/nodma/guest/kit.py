@@ -202,8 +202,13 @@ def _fetch_extra(directory: Path, extra: str, mirror: str | None, progress: Prog
         names, record = list(kernel.packages), asdict(kernel)
     else:
         names, record = ["qemu-utils"], {}
-    unpack_more(apt.download(names, progress), directory / "root", progress)
+    packages = apt.download(names, progress)
+    begun = _extra_path(directory, extra).with_suffix(".begun")
+    interrupted = begun.exists()  # then files of it may be there in part
+    begun.touch()
+    unpack_more(packages, directory / "root", progress, replace=interrupted)
     _write(_extra_path(directory, extra), record)
+    begun.unlink()
 
 
 def _apt(directory: Path, mirror: str | None) -> Apt:
@@ -229,6 +234,7 @@ def _extra_record(directory: Path, extra: str) -> dict[str, Any] | None:
 def _forget_extras(directory: Path) -> None:
     for extra in EXTRAS:
         _extra_path(directory, extra).unlink(missing_ok=True)
+        _extra_path(directory, extra).with_suffix(".begun").unlink(missing_ok=True)
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
