@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,35 @@ def test_a_disk_in_use_is_a_clear_error(served: Any) -> None:
         with pytest.raises(Disconnected, match="may be serving another client"):
             open_disk(served.path)
         assert disk.pread(512, 0)
+
+
+def test_the_write_cache_is_switched_at_both_ends(served: Any, make_served: Callable[..., Any], tmp_path: Path) -> None:
+    device = served.function.device
+    with open_disk(served.path) as disk:
+        assert "CONFIG_WCE" in disk.feature_names
+        assert disk.write_cache
+        disk.write_cache = False
+        assert not disk.write_cache
+        disk.pwrite(b"durable" * 600, 4096)
+        assert device._durable
+        disk.write_cache = True
+        assert disk.write_cache
+        assert not device._durable
+    with make_served(read_only=True, path=tmp_path / "read-only.sock").running() as other:  # noqa: SIM117
+        with open_disk(other.path) as disk:
+            assert disk.write_cache
+            with pytest.raises(UsageError, match="CONFIG_WCE"):
+                disk.write_cache = False
+
+
+def test_an_image_that_grows_is_a_larger_disk(served: Any, image: Path) -> None:
+    with open_disk(served.path) as disk:
+        before = disk.size
+        os.truncate(image, 2 * before)
+        served.loop.call_soon_threadsafe(served.function.reload)
+        end = time.monotonic() + 20
+        while disk.reload_size() == before:
+            assert time.monotonic() < end
+        assert disk.size == 2 * before
+        disk.pwrite(b"new", disk.size - 512)
+        assert disk.pread(3, disk.size - 512) == b"new"

@@ -167,6 +167,11 @@ class VirtioPci:
             if time.monotonic() > end:
                 raise DeviceFailed(f"the device's configuration changed at every reading for {_CONFIG_SECONDS:g} s")
 
+    def write_device_config(self, field: Field[int], value: int) -> None:
+        """Write a field of the device configuration, which its layout says is writable (2.5)."""
+        found = self._require(CfgType.DEVICE)
+        self.bus.write_bar(found.bar, found.offset_in_bar + field.offset, value.to_bytes(field.size, "little"))
+
     # Initialization (3.1)
 
     def reset(self) -> None:

@@ -45,6 +45,7 @@ _WANTED: Final = sum(
         BlkFeature.BLK_SIZE,
         BlkFeature.FLUSH,
         BlkFeature.TOPOLOGY,
+        BlkFeature.CONFIG_WCE,
         BlkFeature.MQ,
         BlkFeature.DISCARD,
         BlkFeature.WRITE_ZEROES,
@@ -174,6 +175,27 @@ class BlockDisk(ZeroCopy):
             ]
         )
         return len(data)
+
+    @property
+    def write_cache(self) -> bool:
+        """Whether what is written is durable only after a :meth:`flush` (5.2.5.2).
+
+        Setting it switches the device's cache. Raises UsageError where the device does not offer that (CONFIG_WCE).
+        """
+        if self.features & BlkFeature.CONFIG_WCE.mask:
+            return bool(self.device.device_config(BlkConfig).writeback)
+        return bool(self.features & BlkFeature.FLUSH.mask)
+
+    @write_cache.setter
+    def write_cache(self, on: bool) -> None:
+        if not self.features & BlkFeature.CONFIG_WCE.mask:
+            raise UsageError("the device does not let its driver switch the write cache (VIRTIO_BLK_F_CONFIG_WCE)")
+        self.device.write_device_config(BlkConfig.writeback, int(on))
+
+    def reload_size(self) -> int:
+        """Read the disk's size anew, in bytes: an image may have grown since it was opened."""
+        self.size = self.device.device_config(BlkConfig).capacity * SECTOR
+        return self.size
 
     def flush(self) -> None:
         """Make all that was written durable."""
