@@ -76,7 +76,7 @@ def test_a_driver_without_what_is_needed_is_refused(disk: Any, without: Feature,
 
 
 def test_nobody_may_hope(make_disk: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=r"policy hopeful is not to be had with the profile dmb.*DMB-V6"):
+    with pytest.raises(UsageError, match=r"policy hopeful is not available with profile dmb.*DMB-V6"):
         make_disk(profile=DMB, policy=Policy.HOPEFUL)
 
 

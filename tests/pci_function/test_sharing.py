@@ -101,7 +101,7 @@ def test_a_queue_that_no_region_holds_is_refused_with_a_reason(sharer: Any, regi
     sharer.registers.negotiate()
     sharer.registers.enable(LAYOUT, BASE)
     assert sharer.registers.status & Status.DEVICE_NEEDS_RESET
-    assert f"of the {len(regions)} regions of 0x100000 bytes that the VMM told of" in sharer.core.reason
+    assert f"of the {len(regions)} regions of 0x100000 bytes reported by the VMM" in sharer.core.reason
     assert "the BAR of function 0" in sharer.core.reason
     assert sharer.registers.get(CommonCfg.queue_enable) == 0
 

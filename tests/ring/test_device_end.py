@@ -218,7 +218,7 @@ HOSTILE = {
     odd_table: "an indirect table of 24 bytes, no multiple of 16",
     table_outside: "indirect table of 16 bytes .* is outside the window",
     next_outside_the_table: "descriptor 2 of a table of 2",
-    readable_behind_writable: "a readable part behind a writable one",
+    readable_behind_writable: "a readable part after a writable one",
     available_index_too_far: "the available index is 9 ahead, the queue has 8 entries",
 }
 

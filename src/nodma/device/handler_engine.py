@@ -38,7 +38,7 @@ class HandlerEngine:
         return BUSY
 
     def arm(self) -> bool:
-        """Ask for a notification of the next request; tell whether one came before that took hold."""
+        """Ask for a notification of the next request; return whether one came before that took effect."""
         return self.ring.arm()
 
     def disarm(self) -> None:

@@ -44,7 +44,7 @@ class BorrowedPool:
         if not self._bar.choose(queue.desc):
             return (
                 f"queue {queue.queue.name} at {queue.desc:#x}: of the {self._bar.known} regions of"
-                f" {self._bar.size:#x} bytes that the VMM told of, none that could be the BAR of function"
+                f" {self._bar.size:#x} bytes reported by the VMM, none that could be the BAR of function"
                 f" {self._owner}, which owns the pool, holds it"
             )
         self._core.rebase(self._core.profile.address_range(self._bar.address, self._length))

@@ -67,7 +67,7 @@ def make_header(device: Device) -> Type0Header:
 
 
 def make_capabilities(device: Device, profile: Profile, vectors: int, region: VirtioPciCap) -> list[Capability]:
-    """Make the capabilities, in list order; ``region`` is the one that tells of the window."""
+    """Make the capabilities, in list order; ``region`` is the one that describes the window."""
     express = ExpressCapability.new(
         cap_id=CapId.EXPRESS,
         flags=_EXPRESS_VERSION | ExpressType.ENDPOINT << EXPRESS_TYPE_SHIFT,
@@ -99,7 +99,7 @@ def make_capabilities(device: Device, profile: Profile, vectors: int, region: Vi
 
 
 def own_region(profile: Profile, length: int) -> VirtioPciCap:
-    """Tell of the function's own region, which is nobody else's, in the profile's form."""
+    """Describe the function's own region, which is nobody else's, in the profile's form."""
     made = _virtio(profile.capability, profile.cfg_type, WINDOW_BAR, 0, length & _WORD, id=profile.shm_id or 0)
     if isinstance(made, VirtioPciCap64):
         made.length_hi = length >> 32
@@ -107,7 +107,7 @@ def own_region(profile: Profile, length: int) -> VirtioPciCap:
 
 
 def shared_region(profile: Profile, length: int, owner: int | None) -> VirtioPciCap:
-    """Tell of a region that functions of this slot share: of ``owner``, or of this function's own if None."""
+    """Describe a region that functions of this slot share: of ``owner``, or of this function's own if None."""
     return _virtio(
         SharedSwiotlbCap,
         profile.cfg_type,

@@ -70,7 +70,7 @@ class CommonRegisters:
         self._device_select = self._driver_select = self._queue_select = 0
 
     def read(self, offset: int, count: int) -> bytes:
-        """Read ``count`` bytes; behind the structure there are zeros."""
+        """Read ``count`` bytes; after the structure there are zeros."""
         if getter := self._readers.get((offset, count)):
             return int(getter()).to_bytes(count, "little")
         touched = [field for field in self._fields if field.offset < offset + count and offset < field.end]
@@ -98,7 +98,7 @@ class CommonRegisters:
         return queues[self._queue_select] if self._queue_select < len(queues) else None
 
     def _of_queue(self, name: str, otherwise: int = 0) -> int:
-        """Give what is known of the selected queue, or ``otherwise`` if there is none (4.1.4.3.1)."""
+        """Return what is known of the selected queue, or ``otherwise`` if there is none (4.1.4.3.1)."""
         queue = self._queue()
         return getattr(queue, name) if queue else otherwise
 
@@ -144,5 +144,5 @@ class CommonRegisters:
 
 
 def _feature_word(features: int, select: int) -> int:
-    """Give 32 of the feature bits; there are 64 of them."""
+    """Return 32 of the feature bits; there are 64 of them."""
     return features >> 32 * select & _WORD if select < 2 else 0

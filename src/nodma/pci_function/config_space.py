@@ -90,7 +90,7 @@ class ConfigSpace:
         return Command(self.header.command)
 
     def bar_address(self, index: int) -> int | None:
-        """Give the bus address that a BAR decodes; None while decoding is off or no address is assigned."""
+        """Return the bus address that a BAR decodes; None while decoding is off or no address is assigned."""
         if not self.command & Command.MEMORY:
             return None
         bar = self.bars[index]

@@ -43,7 +43,7 @@ class Guarded:
 
 
 def check_engine(engine: Engine) -> None:
-    """Raise UsageError, with a message for the author, if an engine is none or would be called in one build only."""
+    """Raise UsageError, with a message for the author, unless both builds can serve a queue by this engine."""
     name = type(engine).__name__
     if isinstance(engine, QueueEngine):
         if type(engine).__module__ not in COMPILED_MODULES:

@@ -83,7 +83,7 @@ class PciFunction:
         threads: bool = False,
         poll_ns: int = 0,
     ) -> None:
-        """Raises UsageError for a pool that is no power of two, as a BAR is, and for what the profile cannot do.
+        """Raises UsageError for a pool that is not a power of two, as a BAR is, and for what the profile cannot do.
 
         With ``threads``, queues whose device can do that are served by threads of their own, which poll for ``poll_ns``
         nanoseconds before they wait; else, and for the others, :meth:`service` does all.
@@ -102,7 +102,7 @@ class PciFunction:
         )
         self.interrupts.paused_queues = self.core.paused_queues
         self.region_limit = min(pool, profile.max_region)
-        """Bytes of the window that the capability tells of."""
+        """Bytes of the window that the capability describes."""
         self._sharer: BorrowedPool | None = None
         if share and share.owner is not None:
             assert isinstance(self._memory, SharedWindow)
@@ -181,7 +181,7 @@ class PciFunction:
         self.core.tick()
 
     def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
-        """Give the parts of a region that may be written to by eventfd: the doorbells of queues that have threads."""
+        """Return the parts of a region that may be written to by eventfd: the doorbells of queues that have threads."""
         if region != REGISTER_BAR:
             return ()
         return [
@@ -200,7 +200,7 @@ class PciFunction:
         return self.core.main_thread_must_interrupt
 
     def service(self) -> bool:
-        """Handle requests; tell whether there are more."""
+        """Handle requests; return whether there are more."""
         return self.core.service()
 
     def finish(self, seconds: float) -> None:
@@ -279,7 +279,7 @@ class PciFunction:
         return {}
 
     def dma_mapped(self, address: int, size: int) -> None:
-        """Take note of memory that the client tells of without a descriptor: it may be another function's BAR."""
+        """Take note of memory that the client reports without a descriptor: it may be another function's BAR."""
         if self._sharer:
             with self.core.paused_queues():
                 self._sharer.mapped(address, size)
@@ -383,7 +383,7 @@ class PciFunction:
 
 
 def _check_options(pool: int, profile: Profile, policy: Policy, share: SharedPoolConfig | None) -> None:
-    """Raise UsageError for what cannot be, or not together."""
+    """Raise UsageError for options that are not available, or not together."""
     if pool & (pool - 1) or not MIN_POOL <= pool <= MAX_POOL:
         raise UsageError(
             f"a pool of {pool} bytes: it must be a power of two"
@@ -391,7 +391,7 @@ def _check_options(pool: int, profile: Profile, policy: Policy, share: SharedPoo
         )
     if policy not in profile.policies:
         raise UsageError(
-            f"the policy {policy} is not to be had with the profile {profile.name}: a driver that does not know"
+            f"policy {policy} is not available with profile {profile.name}: a driver that does not know"
             f" {profile.feature.name} cannot work with it by chance ({profile.clauses.refuse})"
         )
     if share and not profile.shareable:
@@ -406,7 +406,7 @@ def _pauses_nobody(region: int, offset: int) -> bool:
 
 
 def _slice(structure: bytes | bytearray, offset: int, count: int) -> bytes:
-    """Read ``count`` bytes of a structure; behind it there are zeros."""
+    """Read ``count`` bytes of a structure; after it there are zeros."""
     return bytes(structure[offset : offset + count]).ljust(count, b"\0")
 
 

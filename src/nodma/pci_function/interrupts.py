@@ -122,7 +122,7 @@ class Interrupts:
         self._signal(self._eventfds[vector])
 
     def eventfd_if_unmasked(self, vector: int) -> int:
-        """Give the eventfd by which a vector may be signalled without asking here, until something changes; else -1."""
+        """Return the eventfd that signals a vector without asking here, until something changes; else -1."""
         if not self._msix_on or self._function_mask or vector >= self.vectors or self._masked[vector]:
             return -1
         return self._eventfds[vector]
@@ -137,7 +137,7 @@ class Interrupts:
         self._signal(self._intx_fd)
 
     def pending_bits(self) -> bytes:
-        """Give the pending bit array."""
+        """Return the pending bit array."""
         bits = sum(1 << vector for vector in self._pending)
         return bits.to_bytes(-(-self.vectors // (8 * _PBA_WORD)) * _PBA_WORD, "little")
 

@@ -3,7 +3,7 @@
 A VMM tells each of its vfio-user servers by DMA_MAP of the memory that a device could access: the guest's, and the
 mappable BARs of other functions, these without a descriptor. A region without a descriptor, of exactly the pool's
 size and aligned to it, may be the owner's BAR. Where there are several, the one that holds the queue that the driver
-sets up is. Nothing is guessed: where that does not tell, there is no address.
+sets up is. Nothing is guessed: where that is not enough, there is no address.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class OwnerBar:
                 self.address = None
 
     def choose(self, queue: int) -> bool:
-        """Settle on the region that holds the bus address of a queue; tell whether it is in the one settled on."""
+        """Settle on the region that holds the bus address of a queue; return whether it is in the one settled on."""
         region = queue // self.size * self.size
         if self.address is None and region in self._regions - self._others:
             self._home = region

@@ -37,7 +37,7 @@ class Keeper(Protocol):
     """Who has the memory. Its windows are counted: each has a generation."""
 
     def lend(self, generation: int) -> tuple[int, int | None]:
-        """Give the generation there is now, and a descriptor of it, the caller's, if it is another than that."""
+        """Return the generation there is now, and a descriptor of it, the caller's, if it is another than that."""
 
     def renew(self) -> None:
         """Make a fresh window; those who have the old one keep it until they let it go."""
@@ -53,7 +53,7 @@ class PoolKeeper:
         self._lock = threading.Lock()
 
     def lend(self, generation: int) -> tuple[int, int | None]:
-        """Give the generation, and a descriptor if it is news."""
+        """Return the generation, and a descriptor if it is a new one."""
         with self._lock:
             fd = None if generation == self.generation else os.dup(self._window.fd)
             return self.generation, fd
@@ -209,7 +209,7 @@ class SharedWindow:
         return generation != self._generation
 
     def refresh(self) -> bool:
-        """Map the window that there is now; tell whether it is another."""
+        """Map the window that there is now; return whether it is another."""
         generation, fd = self._keeper.lend(self._generation)
         if fd is None:
             return False

@@ -68,7 +68,7 @@ class VirtioCore:
         self.reason = ""
         """Why the device last asked for a reset, or refused the features."""
         self.before_enable: Callable[[VirtQueue], str] = lambda _: ""
-        """Called before a queue is enabled; says why it cannot be, if so."""
+        """Called before a queue is enabled; returns why it cannot be, or ""."""
         self._address_range: AddressRange | None = None
         self._active: list[VirtQueue] = []
         self._threaded: list[VirtQueue] = []
@@ -343,7 +343,7 @@ class VirtioCore:
                 queue.thread.resume()
 
     def service(self) -> bool:
-        """Give each queue that has work a turn, and each thread what it wants; tell whether any queue has more."""
+        """Give each queue that has work a turn, and each thread what it wants; return whether any queue has more."""
         if self._retired.unfinished:
             self._finish_reset()
         if self._threaded:
@@ -386,7 +386,7 @@ class VirtioCore:
                 self._on_ring_fault(queue, queue.thread.explain())
 
     def _serve(self, queue: VirtQueue) -> bool:
-        """Handle a few batches of a queue; tell whether there may be more."""
+        """Handle a few batches of a queue; return whether there may be more."""
         engine = queue.engine
         assert engine is not None
         more = False
@@ -409,7 +409,7 @@ class VirtioCore:
         return now - queue.polled[1] < self._poll_ns
 
     def _deliver(self, queue: VirtQueue, engine: Engine) -> None:
-        """Give the interrupt that an engine wants."""
+        """Deliver the interrupt that an engine wants."""
         if engine.wanted:
             engine.wanted = False
             self._interrupt(queue.vector, Isr.QUEUE)
@@ -445,7 +445,7 @@ class VirtioCore:
         return self.interrupts.delivered + self.counters.interrupts + signalled
 
     def renew_doorbells(self) -> None:
-        """Give each queue another doorbell: a client that is gone may still hold the old one. The queues are reset."""
+        """Make each queue a new doorbell: a client that is gone may still hold the old one. The queues are reset."""
         for index, fd in enumerate(self.doorbells):
             os.close(fd)
             self.doorbells[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -458,7 +458,7 @@ class VirtioCore:
         self.doorbells, self.wakeup_fd = [], -1
 
     def config_changed(self) -> None:
-        """Tell the driver that the device configuration is another (2.5)."""
+        """Tell the driver that the device configuration has changed (2.5)."""
         self.config_generation = (self.config_generation + 1) & 0xFF
         if self.status & Status.DRIVER_OK:
             self._interrupt(self.config_vector, Isr.CONFIG)

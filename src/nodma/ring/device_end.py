@@ -2,7 +2,7 @@
 
 This file runs compiled by Cython, and as it stands when it is not: one source, the same checks. Every
 number that the driver wrote is read once, checked at once, and from then on a local; the driver may change
-it behind our back and gains nothing. What breaks a rule raises BadRing with the rule; the caller sets
+it at any time and gains nothing. What breaks a rule raises BadRing with the rule; the caller sets
 DEVICE_NEEDS_RESET.
 """
 
@@ -71,7 +71,7 @@ class Request:
         return b"".join(parts)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Put ``data`` at the front of what is left of the writable parts; give the bytes that fitted."""
+        """Put ``data`` at the front of what is left of the writable parts; return the bytes that fitted."""
         data = memoryview(data).cast("B")
         done = 0
         while self.writable and done < len(data):
@@ -199,17 +199,17 @@ class DeviceRing:
         return requests
 
     def pending(self) -> bool:
-        """Tell whether the driver made something available that was not taken."""
+        """Return whether the driver made something available that was not taken."""
         return atomics.load_acquire(self._avail, 1) != self._seen
 
     def available(self) -> int:
-        """Give how many chains the driver made available that were not taken, if it is to be believed."""
+        """Return how many chains the driver made available that were not taken, if it can be believed."""
         return (atomics.load_acquire(self._avail, 1) - self._seen) & 0xFFFF
 
     def fetch_chains(self, batch: Batch, most: int) -> int:
-        """Walk up to ``most`` chains that the driver made available into ``batch``; give how many.
+        """Walk up to ``most`` chains that the driver made available into ``batch``; return how many.
 
-        At a chain that is wrong it ends before that; if that is the first, it gives -1, and :meth:`explain` says why.
+        At a chain that is wrong it ends before that; if that is the first, it returns -1, and :meth:`explain` says why.
         """
         batch.fault = _NO_FAULT
         seen = self._seen
@@ -317,7 +317,7 @@ class DeviceRing:
         if fault in (_NESTED, _TABLE):
             return self._bad_table(head, fault == _NESTED, batch.fault_flags, length)
         if fault == _ORDER:
-            return BadRing(f"the chain of head {head} has a readable part behind a writable one")
+            return BadRing(f"the chain of head {head} has a readable part after a writable one")
         if fault == _LOOP:
             return BadRing(f"the chain of head {head} has a loop, or more descriptors than the device takes")
         return BadRing(f"the chain of head {head} has {length} bytes, more than 2^32 - 1")
@@ -364,7 +364,7 @@ class DeviceRing:
         self._used = used
 
     def publish(self) -> bool:
-        """Let the driver see what was pushed; tell whether it wants an interrupt for it (2.7.7)."""
+        """Let the driver see what was pushed; return whether it wants an interrupt for it (2.7.7)."""
         used = self._used
         before = self._signalled
         if used == before:
@@ -378,7 +378,7 @@ class DeviceRing:
         return ((used - event - 1) & 0xFFFF) < ((used - before) & 0xFFFF)
 
     def arm(self) -> bool:
-        """Ask for a notification of the next request; tell whether one came before that took hold."""
+        """Ask for a notification of the next request; return whether one came before that took effect."""
         if self._event_idx:
             self._used_head[2 + 4 * self._size] = self._seen
         else:

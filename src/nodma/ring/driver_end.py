@@ -152,7 +152,7 @@ class DriverRing:
         return True
 
     def publish(self) -> bool:
-        """Let the device see what was added; tell whether it wants a notification for it (2.7.10)."""
+        """Let the device see what was added; return whether it wants a notification for it (2.7.10)."""
         added = self._added
         before = self._published
         if added == before:
@@ -200,11 +200,11 @@ class DriverRing:
         return done
 
     def pending(self) -> bool:
-        """Tell whether the device gave something back that was not reaped."""
+        """Return whether the device gave something back that was not reaped."""
         return bool(atomics.load_acquire(self._used_head, 1) != self._seen)
 
     def arm(self, after: int = 1) -> bool:
-        """Ask for an interrupt once ``after`` more requests are done; tell whether one is done already."""
+        """Ask for an interrupt once ``after`` more requests are done; return whether one is done already."""
         if self._event_idx:
             self._avail[2 + self._size] = (self._seen + after - 1) & 0xFFFF
         else:

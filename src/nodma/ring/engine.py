@@ -64,17 +64,17 @@ class QueueEngine:
         """Handle what :meth:`handle` left outstanding, in a thread that may wait, until the engine is closed."""
 
     def collect(self) -> int:
-        """Give back what was handled elsewhere, without waiting; tell how many."""
+        """Give back what was handled elsewhere, without waiting; return how many."""
         return 0
 
     # For whoever serves the queue
 
     def serve(self, turns: int) -> int:
-        """Handle up to ``turns`` batches: gives IDLE, BUSY or FAULT."""
+        """Handle up to ``turns`` batches; return IDLE, BUSY or FAULT."""
         return self.take_turns(turns)
 
     def arm(self) -> bool:
-        """Ask for a notification of the next request; tell whether one came before that took hold."""
+        """Ask for a notification of the next request; return whether one came before that took effect."""
         return self.ring.arm()
 
     def disarm(self) -> None:
@@ -175,7 +175,7 @@ class QueueEngine:
                 self.wanted = True
 
     def loop(self) -> int:
-        """Serve until something is wrong or a pause is asked for: gives FAULT or PAUSED."""
+        """Serve until something is wrong or a pause is asked for; return FAULT or PAUSED."""
         while not self._paused():
             state = self.take_turns(_TURNS)
             if state == _FAULT:
@@ -213,7 +213,7 @@ class QueueEngine:
         return atomics.load_acquire(self._pause, 0) != 0
 
     def _poll_ring(self) -> bool:
-        """Look for the next request, for as long as polling is worth it; tell whether it came."""
+        """Look for the next request, for as long as polling is worth it; return whether it came."""
         if not self._poll_ns:
             return False
         begin = now = syscalls.now()

@@ -27,14 +27,14 @@ class RingLayout:
 
     @classmethod
     def packed_at(cls, offset: int, size: int) -> RingLayout:
-        """Lay the parts one behind the other from ``offset`` on, which is a multiple of 16."""
+        """Lay the parts one after the other from ``offset`` on, which is a multiple of 16."""
         avail = offset + desc_table_bytes(size)
         used = -(-(avail + avail_ring_bytes(size)) // USED_ALIGN) * USED_ALIGN
         return cls(size, offset, avail, used)
 
     @property
     def end(self) -> int:
-        """The first byte behind the used ring."""
+        """The first byte after the used ring."""
         return self.used + used_ring_bytes(self.size)
 
     def check(self, first: int, limit: int, base: int = 0) -> None:

@@ -90,7 +90,7 @@ def wait(epoll: select.epoll, milliseconds: int) -> int:
 
 
 def handle(epoll: select.epoll) -> select.epoll:
-    """Give what :func:`wait` takes for an epoll."""
+    """Return what :func:`wait` takes for an epoll."""
     return epoll
 
 

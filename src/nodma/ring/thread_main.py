@@ -7,7 +7,7 @@ from nodma.ring.engine import QueueEngine
 
 
 def queue_main(engine: QueueEngine) -> int:
-    """Serve a queue until its engine is paused (gives PAUSED) or something is wrong (FAULT)."""
+    """Serve a queue until its engine is paused (returns PAUSED) or something is wrong (FAULT)."""
     return without_gil.loop(engine)
 
 

@@ -28,7 +28,7 @@ class Window:
     def __init__(self, fd: int, size: int, *, offset: int = 0) -> None:
         """Map ``size`` bytes from ``offset`` of ``fd``, and own ``fd`` from here on.
 
-        Raises UsageError, the descriptor closed, if the file behind ``fd`` is shorter than that.
+        Raises UsageError, the descriptor closed, if the file of ``fd`` is shorter than that.
         """
         self.fd = fd
         self.size = size
@@ -70,13 +70,13 @@ class Window:
             return False
 
     def view(self, offset: int, length: int) -> memoryview:
-        """Give ``length`` bytes from ``offset`` on. Raises OutOfWindow, overflow included."""
+        """Return ``length`` bytes from ``offset`` on. Raises OutOfWindow, overflow included."""
         if offset < 0 or length < 0 or offset + length > self.size:
             raise OutOfWindow(f"{length:#x} bytes at {offset:#x} do not lie in a window of {self.size:#x} bytes")
         return self.bytes[offset : offset + length]
 
     def words(self, word: Word, offset: int, count: int) -> memoryview:
-        """Give ``count`` machine words (B, H, I, Q: 1, 2, 4, 8 bytes each) from ``offset`` on.
+        """Return ``count`` machine words (B, H, I, Q: 1, 2, 4, 8 bytes each) from ``offset`` on.
 
         Loads and stores of a cast view's items are single instructions: an index that is stored through
         one is never seen half or cleared by the other end.
