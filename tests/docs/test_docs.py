@@ -17,8 +17,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-NEEDS_GUESTS = {"guests.md"}
-"""Pages whose commands boot guests: tests/guests/test_page.py runs those."""
+NEEDS_GUESTS = {"guests.md", "confidential-guests.md"}
+"""Pages whose commands boot guests: tests/guests/test_page.py and test_report.py run those."""
 
 
 @pytest.mark.parametrize(

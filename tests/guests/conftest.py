@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what boots no kernel of the test's choice, and give the debug kernel the time that it needs."""
     chosen = on_debug_kernel(config)
     if not chosen:
+        items[:] = [item for item in items if not item.get_closest_marker("needs_debug_kernel")]
         return
     here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
     for item in here:

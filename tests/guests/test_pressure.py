@@ -25,3 +25,19 @@ def test_eight_disks_under_memory_pressure(lab: Any, newest: Kernel) -> None:
     assert int(swapped["pswpin"]) * 4096 > 64 << 20
     assert run.outcome.file("killed").strip() == "0"
     assert run.outside == 0
+
+
+@pytest.mark.needs_debug_kernel
+def test_each_allocation_of_a_probe_fails_in_its_turn(lab: Any, newest: Kernel) -> None:
+    """One that fails ends the probe and nothing else: nothing leaks, no lock stays taken, the next probe works."""
+    files = {name: lab.scenarios / name for name in ("load.sh", "fail_probe.py")}
+    shape = Shape(append="kmemleak=on loglevel=5")
+    programs = ["fio", "python"]
+    run = lab.run(newest, "fail_probe", [lab.image()], programs=programs, files=files, shape=shape, seconds=600)
+    points = [line.split("\t") for line in run.outcome.file("points").splitlines()]
+    assert [name for name, *_ in points] == ["virtio device", "PCI function", "module"]
+    for name, count, succeeded in points:
+        assert int(count) > 20, name
+        assert succeeded == "True", name
+    assert "nodma" not in run.outcome.file("leaks")
+    assert run.outside == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,8 @@ from nodma.guest.kit import clean as clean_kit
 from nodma.guest.lifetime import ended_by_signals, work_directory
 from nodma.guest.machine import run_shell
 from nodma.guest.prove import prove as make_proof
+from nodma.guest.report import FORMAT as REPORT_FORMAT
+from nodma.guest.report import make_report
 from nodma.hosting.process import DeviceProcess
 
 _NOT_RUN = 125
@@ -295,3 +298,39 @@ def prove(*, place: Path | None, as_json: bool, kernel_name: str, keep: Path | N
         show_proof(console, proof)
     if not proof.holds:
         raise GuestError("not all of it holds: see above")
+
+
+@guest.command()
+@_kit
+@click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="Of the kit.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="nodma-report.json",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write it.",
+)
+def report(*, place: Path | None, kernel_name: str, out: Path) -> None:
+    """Record what this host and its guests do with restricted DMA, in one file to post.
+
+    Processor, KVM, SEV and TDX; how guests map a window; the proof, a short benchmark, the guest's log. It names no
+    host, no user and no directory. What could not be recorded is listed in it.
+    """
+    kit = Kit.open(place)
+    kernel = kit.kernel(kernel_name)
+    with ExitStack() as stack:
+        stack.enter_context(ended_by_signals())
+        work = stack.enter_context(work_directory("nodma-report-"))
+        bar = stack.enter_context(make_bar(make_console(), hidden=False))
+        task = bar.add_task("looking for KVM", total=None)
+        accelerator = choose(kit.tools, kernel)
+        record = make_report(
+            kit.tools, kernel, work, accelerator=accelerator, progress=lambda what: bar.update(task, description=what)
+        )
+    out.write_text(json.dumps({"format": REPORT_FORMAT, **record}, indent=1) + "\n")
+    for error in record["errors"]:
+        click.echo(f"nodma: not recorded: {error}", err=True)
+    click.echo(f"{out}: please read it, and post it with what you think of it")
+    if record["errors"]:
+        sys.exit(1)
