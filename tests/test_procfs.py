@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nodma.errors import Unavailable
-from nodma.procfs import PAGE, FileIdentity, MappedRange, ProcessView, Ring, holders
+from nodma.procfs import PAGE, Descriptor, FileIdentity, MappedRange, ProcessView, Ring, holders
 from nodma.procfs.memory import Pages
 from nodma.procfs.records import parse_range, parse_ring
 from nodma.window import Window
@@ -161,3 +161,31 @@ def test_no_file_system_is_asked_about_a_file_that_cannot_be_meant(monkeypatch: 
         wanted = frozenset({FileIdentity(FileIdentity.of(window.fd).device, 1 << 62)})
         monkeypatch.setattr(Path, "stat", hang)
         assert holders(wanted, frozenset()) == []
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["kcmp", "no kcmp"])
+def test_descriptors_that_threads_have_in_common_are_listed_once(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+    program = """
+import threading
+for _ in range(50):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+input()
+"""
+    read: list[int] = []
+    real = ProcessView._descriptor
+
+    def count(view: ProcessView, task: int, fd: int) -> Descriptor | None:
+        read.append(task)
+        return real(view, task, fd)
+
+    monkeypatch.setattr(ProcessView, "_descriptor", count)
+    if not tells:
+        monkeypatch.setattr("nodma.procfs.process._KCMP", -1)
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        found = [item.fd for item in ProcessView(child.pid).descriptors()]
+        child.communicate(b"\n", timeout=20)
+    assert found == [0, 1, 2]
+    assert len(set(read)) == (1 if tells else 51)

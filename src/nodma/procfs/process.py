@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import re
 import signal
 import stat
@@ -28,6 +30,8 @@ from nodma.procfs.records import (
 
 _SMAPS_FIELD: Final = re.compile(rb"(\w+): +(\d+) kB")
 _INODE: Final = re.compile(rb"^ino:\s*(\d+)$", re.MULTILINE)
+_KCMP: Final = 312 if platform.machine() == "x86_64" else 272
+_KCMP_FILES: Final = 2  # linux/kcmp.h
 _STOP_SECONDS: Final = 10.0
 _STOP_STEP: Final = 0.002
 
@@ -50,7 +54,7 @@ class ProcessView:
     def descriptors(self) -> list[Descriptor]:
         """Return all that is open in any thread; what several threads have once."""
         found: dict[tuple[int, FileIdentity, str], Descriptor] = {}
-        for task in self.tasks():
+        for task in self._descriptor_tables():
             with contextlib.suppress(FileNotFoundError):  # the thread is gone
                 for fd in self._numbers(self._proc / "task" / str(task) / "fd"):
                     if item := self._descriptor(task, fd):
@@ -112,6 +116,14 @@ class ProcessView:
                 line = (self._proc / "task" / str(task) / "stat").read_bytes()
                 states.add(line[line.rindex(b")") + 2 :][:1].decode())
         return states
+
+    def _descriptor_tables(self) -> list[int]:
+        """Return a thread for each descriptor table: all threads have one in common, or else each its own."""
+        tables: list[int] = []
+        for task in self.tasks():
+            if not any(_same_descriptors(task, other) for other in tables):
+                tables.append(task)
+        return tables
 
     def _descriptor(self, task: int, fd: int) -> Descriptor | None:
         """Return what a descriptor is; None if it was closed meanwhile."""
@@ -272,6 +284,11 @@ def _is_open_in(task: Path, files: frozenset[FileIdentity]) -> bool:
             if FileIdentity(status.st_dev, status.st_ino) in files:
                 return True
     return False
+
+
+def _same_descriptors(task: int, other: int) -> bool:
+    """Whether two threads have one descriptor table; False if the kernel does not tell."""
+    return bool(ctypes.CDLL(None).syscall(_KCMP, task, other, _KCMP_FILES, 0, 0) == 0)
 
 
 def _pids() -> list[int]:
