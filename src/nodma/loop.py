@@ -33,6 +33,16 @@ TICK_SECONDS: Final = 0.02
 _FOREVER: Final = -1.0
 
 
+def interrupt(thread: int) -> None:
+    """End an interruptible system call of the thread of that identifier, in a process whose main thread runs a loop.
+
+    In others it does nothing: the signal could end the process, or mean something to somebody.
+    """
+    handler = signal.getsignal(signal.SIGALRM)
+    if isinstance(getattr(handler, "__self__", None), Loop):
+        signal.pthread_kill(thread, signal.SIGALRM)
+
+
 class Handle:
     """A descriptor that a loop watches. Made by :meth:`Loop.add_reader`; cancel it before closing the descriptor."""
 

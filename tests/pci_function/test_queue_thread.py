@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from nodma.builds import load_interpreted
+from nodma.loop import Loop
 from nodma.pci_function import PciFunction
 from nodma.pci_function.queue_thread import QueueThread
 from nodma.ring import RingLayout
@@ -350,3 +352,124 @@ def test_a_third_partys_device_is_served_by_the_vmms_thread(image: Path) -> None
         assert function.core.queues[0].thread is None
     finally:
         function.close()
+
+
+@pytest.fixture
+def ticking() -> Iterator[Loop]:
+    """A loop that has run: from then on, threads that a client keeps waiting can be interrupted."""
+    loop = Loop()
+    loop.call_soon(loop.stop)
+    loop.run()
+    yield loop
+    loop.close()
+
+
+class Blocked:
+    """A disk whose client filled the eventfd of all queues, made it blocking, and has every queue interrupt."""
+
+    def __init__(self, function: PciFunction, registers: Any, queues: int) -> None:
+        self.function = function
+        self.core = function.core
+        self.registers = registers(function)
+        self.eventfd = os.eventfd(0)
+        function.interrupts.assign_vectors(0, [os.dup(self.eventfd) for _ in range(queues + 1)])
+        self.registers.place(BASE, Command.MEMORY)
+        function.write(Region.CONFIG, function._msix_at + 2, int(MsixControl.ENABLE).to_bytes(2, "little"))
+        self.registers.negotiate()
+        self.rings = []
+        for index in range(queues):
+            layout = RingLayout.packed_at(index << 12, 16)
+            self.rings.append(DriverRing(function.window, layout, base=BASE, event_idx=True))
+            self.registers.enable(layout, index=index)
+            self.registers.set(CommonCfg.queue_msix_vector, index + 1)
+        self.registers.ready()
+        os.eventfd_write(self.eventfd, 2**64 - 2)
+
+    def offer(self) -> None:
+        """Offer a request to each queue; its thread is kept by the interrupt."""
+        os.set_blocking(self.eventfd, True)
+        for index, ring in enumerate(self.rings):
+            BlkRequest.codec.pack_into(self.function.window.bytes, HEADER, BlkType.IN, 0, 4)
+            ring.reap(4)
+            ring.arm(1)
+            ring.add([(HEADER, 16)], [(DATA, 512), (STATUS, 1)], "request")
+            ring.publish()
+            self.registers.notify(index)
+
+    def wait_until_blocked(self) -> None:
+        engines = [queue.thread.engine for queue in self.core.queues if queue.thread]
+        deadline = time.monotonic() + SECONDS
+        while not all(engine.signalling for engine in engines):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def blocked(make_function: Callable[..., PciFunction], registers: Any, ticking: Loop) -> Iterator[Blocked]:
+    made = Blocked(make_function(threads=True, queues=3), registers, queues=3)
+    made.offer()
+    made.wait_until_blocked()
+    yield made
+    os.close(made.eventfd)
+
+
+def test_threads_that_a_full_eventfd_keeps_are_paused_all_the_same(blocked: Blocked) -> None:
+    """Without the mend this waits a second a queue; without interrupts it waits forever."""
+    waits: list[int] = []
+    for queue in blocked.core.queues:
+        assert queue.thread
+        interrupt = queue.thread.interrupt
+        queue.thread.interrupt = lambda interrupt=interrupt: (waits.append(1), interrupt())  # type: ignore[method-assign]
+    blocked.registers.set(CommonCfg.queue_select, 0)
+    assert waits
+    assert not any(engine.signalling for engine in (q.thread.engine for q in blocked.core.queues if q.thread))
+
+
+def test_a_vector_that_was_given_up_stays_given_up_until_it_is_assigned_anew(blocked: Blocked) -> None:
+    blocked.registers.set(CommonCfg.queue_select, 0)
+    interrupts = blocked.function.interrupts
+    assert [interrupts.eventfd_if_unmasked(vector) for vector in range(4)] == [-1] * 4
+    for _ in range(3):  # it is as full, and blocks as before: nobody writes to it any more
+        blocked.offer()
+        blocked.function.service()
+        blocked.registers.set(CommonCfg.queue_select, 0)
+        interrupts.mask_vectors(0, 4, True)
+        interrupts.mask_vectors(0, 4, False)
+    vector = os.eventfd(0, os.EFD_NONBLOCK)
+    interrupts.assign_vectors(1, [os.dup(vector)])
+    blocked.offer()
+    assert select.select([vector], [], [], SECONDS)[0]
+    os.close(vector)
+
+
+def test_a_client_that_leaves_takes_its_blocked_eventfds_along(blocked: Blocked) -> None:
+    blocked.function.detach()
+    assert all(queue.thread is None for queue in blocked.core.queues)
+    assert blocked.core.status == 0  # nothing is left that the reset would have to wait for
+
+
+def test_a_thread_that_nobody_pauses_is_let_go_after_a_while(blocked: Blocked) -> None:
+    blocked.function.tick()
+    blocked.function.tick()
+    deadline = time.monotonic() + SECONDS
+    while blocked.function.interrupts.eventfd_if_unmasked(1) >= 0:
+        assert time.monotonic() < deadline
+        blocked.function.tick()
+        blocked.function.service()
+
+
+def test_all_threads_are_asked_to_pause_before_one_is_waited_for(
+    make_function: Callable[..., PciFunction], registers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = Blocked(make_function(threads=True, queues=3), registers, queues=3).core
+    calls: list[str] = []
+    ask, wait = QueueThread.ask_to_pause, QueueThread.wait_paused
+    monkeypatch.setattr(QueueThread, "ask_to_pause", lambda thread: (calls.append("ask"), ask(thread))[1])
+    monkeypatch.setattr(
+        QueueThread, "wait_paused", lambda thread, seconds: (calls.append("wait"), wait(thread, seconds))[1]
+    )
+    with core.paused_queues():
+        assert calls[:4] == ["ask", "ask", "ask", "wait"]
+        calls.clear()
+        with core.paused_queues():
+            assert calls == []  # inside, it costs nothing

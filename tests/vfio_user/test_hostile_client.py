@@ -21,10 +21,13 @@ from nodma.device.image import Image
 from nodma.loop import Loop
 from nodma.pci_function import PciFunction
 from nodma.ring import RingLayout
-from nodma.spec.vfio_user import Cmd, Header, RegionAccess, Version
+from nodma.spec.vfio_user import Cmd, Header, MultiWrite, RegionAccess, Version, WriteMulti
 from nodma.spec.virtio import Descriptor, Status
 from nodma.spec.virtio_blk import BlkRequest
+from nodma.spec.virtio_pci import CommonCfg
 from nodma.vfio_user import Server
+from nodma.vfio_user import server as server_module
+from nodma.vfio_user.commands import Commands
 from nodma.vfio_user.listener import make_listener
 
 POOL = 64 << 10
@@ -356,3 +359,203 @@ def test_the_hostile_rings_reach_the_device(stepped: Stepped, registers: Any) ->
         serve_hostile_rings(stepped, registers, seed)
     assert counters.requests - requests > 100
     assert counters.needs_reset - resets > 50
+
+
+@pytest.mark.parametrize(
+    "capabilities",
+    [
+        '[["max_data_xfer_size", -1000000000000000000000000]]',
+        '[["max_data_xfer_size", 1.5]]',
+        '["ab"]',
+        '"text"',
+        "17",
+        "null",
+        '{"max_data_xfer_size": -1}',
+        '{"max_data_xfer_size": 1e999}',
+        '{"max_data_xfer_size": -Infinity}',
+        '{"max_data_xfer_size": NaN}',
+        '{"max_data_xfer_size": true}',
+        '{"max_data_xfer_size": "x"}',
+        '{"max_data_xfer_size": ' + "9" * 5000 + "}",
+        '{"max_msg_fds": -3}',
+        '{"max_msg_fds": [1]}',
+        '{"max_msg_fds": null}',
+        '{"write_multiple": 1}',
+        '{"other": ' + "[" * 5000 + "]" * 5000 + "}",
+        '{"other": "' + "x" * (16 << 10) + '"}',
+    ],
+    ids=range(19),
+)
+def test_capabilities_of_any_kind_end_that_client_alone(stepped: Stepped, capabilities: str) -> None:
+    body = Version.codec.pack(0, 0) + f'{{"capabilities": {capabilities}}}'.encode() + b"\0"
+    with stepped.connect() as sock:
+        sock.sendall(Header.codec.pack(1, Cmd.VERSION, 16 + len(body), 0, 0) + body)
+        answer = stepped.settle(sock)
+        assert Header.codec.unpack(answer) == (1, Cmd.VERSION, 16, 0x21, 22)
+        assert not stepped.server.connected
+
+
+@pytest.mark.parametrize("number", [10**30, 2**64, 17])
+def test_numbers_of_any_size_are_taken_for_what_they_mean(stepped: Stepped, number: int) -> None:
+    text = f'{{"capabilities": {{"max_data_xfer_size": {number}, "max_msg_fds": {number}, "what": 1.5}}}}'
+    body = Version.codec.pack(0, 0) + text.encode() + b"\0"
+    read = Header.codec.pack(2, Cmd.REGION_READ, 32, 0, 0) + RegionAccess.codec.pack(0, 7, 4)
+    with stepped.connect() as sock:
+        sock.sendall(Header.codec.pack(1, Cmd.VERSION, 16 + len(body), 0, 0) + body + read)
+        assert stepped.settle(sock).endswith(b"\xf4\x1a\x42\x10")
+
+
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError, OverflowError, RecursionError])
+def test_any_exception_ends_the_client_and_not_the_process(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    with stepped.connect() as sock:
+        stepped.settle(sock)
+        monkeypatch.setattr(stepped.server._commands, "answer", fail)
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        assert not stepped.server.connected
+
+
+def test_a_device_that_fails_at_its_work_costs_the_client(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> bool:
+        raise MemoryError
+
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        with monkeypatch.context() as patch:
+            patch.setattr(stepped.function, "service", fail)
+            stepped.settle(sock)
+        assert not stepped.server.connected
+
+
+def test_the_next_client_waits_until_the_device_has_forgotten_the_last(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detach = stepped.function.detach
+    calls: list[int] = []
+
+    def fail_once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(12, "Cannot allocate memory")
+        detach()
+
+    monkeypatch.setattr(server_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(stepped.function, "detach", fail_once)
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+    while len(calls) < 2:
+        stepped.loop.step(1.0)
+    assert stepped.serves()
+
+
+def test_without_a_descriptor_for_it_a_client_waits_and_nothing_spins(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Exhausted:
+        def accept(self) -> None:
+            raise OSError(24, "Too many open files")
+
+    stepped.settle()
+    with stepped.connect() as sock:
+        with monkeypatch.context() as patch:
+            patch.setattr(server_module, "_RETRY_SECONDS", 3600.0)
+            patch.setattr(stepped.server, "_listener", Exhausted())
+            assert stepped.loop.step(0)
+            assert not stepped.loop.step(0)  # a client waits, and nobody looks
+        stepped.server._accept_again()  # as the timer does
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        assert stepped.server.connected
+
+
+def test_half_a_message_keeps_no_memory_open(stepped: Stepped, count_descriptors: Callable[[], int]) -> None:
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        before = count_descriptors()
+        for command in (Cmd.DMA_MAP, Cmd.DEVICE_SET_IRQS):  # the second has a use for descriptors, but not for these
+            message = Header.codec.pack(2, command, 16 + 32, 0, 0) + bytes(32)
+            send_with_descriptors(sock, message[:20], 3)
+            stepped.settle()
+            assert count_descriptors() == before
+            sock.sendall(message[20:])
+            assert Header.codec.unpack_from(stepped.settle(sock))[4] == 22
+
+
+def test_a_message_has_a_deadline(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
+) -> None:
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        before = count_descriptors()
+        eventfd = os.eventfd(0)
+        socket.send_fds(sock, [Header.codec.pack(2, Cmd.DEVICE_SET_IRQS, 40, 0, 0)], [eventfd])
+        os.close(eventfd)
+        stepped.settle(sock)
+        assert count_descriptors() == before + 1  # it may be of use
+        stepped.server._tick()
+        sock.sendall(bytes(24) + bytes(1))  # the rest, and the beginning of another
+        stepped.settle(sock)
+        monkeypatch.setattr(server_module, "MESSAGE_SECONDS", 0.0)
+        stepped.server._tick()
+        assert stepped.server.connected  # another message, another time
+        stepped.server._tick()
+        assert not stepped.server.connected
+    assert count_descriptors() == before - 2  # both ends of the connection are closed, and the eventfd
+
+
+def test_a_client_that_floods_is_served_in_turns(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others on the loop have theirs after each: a register access, or whatever else a client says."""
+    read = Header.codec.pack(2, Cmd.REGION_READ, 32, 0, 0) + RegionAccess.codec.pack(0, 7, 4)
+    ask = Header.codec.pack(2, Cmd.DEVICE_GET_INFO, 32, 0, 0) + struct.pack("<4I", 16, 0, 0, 0)
+    monkeypatch.setattr(server_module, "TURN_SECONDS", 0.0)
+    before = stepped.server.messages
+    with stepped.connect() as sock:
+        sock.sendall(HELLO + 50 * (read + ask))
+        while (seen := stepped.server.messages) < before + 101:
+            stepped.loop.step(1.0)
+            assert stepped.server.messages <= seen + 2
+        stepped.settle(sock)
+
+
+def test_one_message_costs_one_pause(make_served: Any, registers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = make_served(queues=3)
+    core = served.function.core
+    pauses: list[int] = []
+    pause = core._pause_threads
+    driver = registers(served.function)
+    driver.place(BASE)
+    driver.negotiate()
+    for index in range(3):
+        driver.enable(RingLayout.packed_at(index << 14, 16), BASE, index)
+    driver.ready()
+    monkeypatch.setattr(core, "_pause_threads", lambda: (pauses.append(1), pause()))
+    commands = Commands(served.function, served.server.guard)
+    version = (0, Cmd.VERSION, 0, memoryview(Version.codec.pack(0, 0)), [], 0)
+    assert commands.answer(version)
+
+    def cost(command: int, payload: bytes) -> int:
+        pauses.clear()
+        answer = commands.answer((1, command, 0, memoryview(payload), [], 0))
+        assert answer
+        assert Header.codec.unpack_from(answer[0])[4] == 0
+        return len(pauses)
+
+    def multi(offset: int, region: int) -> bytes:
+        return WriteMulti.codec.pack(1000) + 1000 * MultiWrite.codec.pack(offset, region, 2, 0)
+
+    assert cost(Cmd.REGION_WRITE_MULTI, multi(CommonCfg.queue_select.offset, 0)) == 1
+    assert cost(Cmd.REGION_WRITE_MULTI, multi(0x3000, 0)) == 0  # notifications pause nobody
+    assert cost(Cmd.REGION_WRITE_MULTI, multi(0, 2)) == 0  # nor does the window
+    table = RegionAccess.codec.pack(0x4000, 0, 64) + bytes(64)
+    assert cost(Cmd.REGION_WRITE, table) == 1
+    for flags in (1 | 1 << 3, 1 | 1 << 4, 1 | 1 << 5):  # all vectors masked, unmasked, triggered
+        assert cost(Cmd.DEVICE_SET_IRQS, struct.pack("<5I", 20, flags, 2, 0, 4)) == 1
+    served.close()

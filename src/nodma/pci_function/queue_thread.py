@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from enum import Enum
 from typing import Final
 
 from nodma.errors import BadRing
+from nodma.loop import interrupt
 from nodma.ring import FAULT, QueueEngine, helper_main, queue_main
 
 log = logging.getLogger(__name__)
@@ -131,9 +131,8 @@ class QueueThread:
 
     def interrupt(self) -> None:
         """End a system call that keeps it: the write to an eventfd that was filled, and made to block."""
-        number = signal.SIGALRM
-        if self.engine.signalling and callable(signal.getsignal(number)):  # else it would end the process
-            signal.pthread_kill(self._threads[0].ident or 0, number)
+        if self.engine.signalling:
+            interrupt(self._threads[0].ident or 0)
 
     @property
     def busy(self) -> bool:

@@ -29,6 +29,8 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from nodma.loop import interrupt
+
 CLOSE_SECONDS: Final = 0.02
 """How long the caller waits for descriptors to be closed."""
 MAX_BACKLOG: Final = 64
@@ -100,6 +102,8 @@ class Descriptors:
                         os.kill(pid, signal.SIGKILL)
                     continue
             del self._children[pid]
+        if self._thread and self._given > self._closed:
+            interrupt(self._thread.ident or 0)
         self._close_in_child()
 
     def end(self) -> None:
@@ -122,8 +126,8 @@ class Descriptors:
         done = threading.Event()
         self._given += len(fds)
         self._queue.put((fds, done))
-        if not done.wait(CLOSE_SECONDS) and callable(signal.getsignal(signal.SIGALRM)):
-            signal.pthread_kill(self._thread.ident or 0, signal.SIGALRM)  # ends the lingering of a socket
+        if not done.wait(CLOSE_SECONDS):
+            interrupt(self._thread.ident or 0)  # ends the lingering of a socket
 
     def _run(self) -> None:
         while task := self._queue.get():
