@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from nodma.errors import ProtocolError
+from nodma.errors import Disconnected, ProtocolError
 from nodma.spec.vfio_user import Cmd, DeviceInfo, Header, RegionIoFds, SubRegionIoFd
 from nodma.vfio_user import Client
+from nodma.vfio_user import client as client_module
 
 Answer = tuple[bytes, list[int]]
 
@@ -94,3 +96,33 @@ def test_a_served_region_has_the_doorbells_of_its_queues(served: Any) -> None:
 def test_nonsense_about_eventfds_is_refused_and_leaves_none_open(eventfd: int, answer: bytes) -> None:
     with lying((io_fds(1), [eventfd]), (answer, [eventfd])) as client, pytest.raises(ProtocolError):
         client.region_io_fds(0)
+
+
+def test_a_command_has_one_deadline_however_the_answer_is_dealt_out(
+    monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
+) -> None:
+    """Each byte comes soon after the last, and the last never comes."""
+    before = count_descriptors()
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    gone = threading.Event()
+
+    def deal_out() -> None:
+        eventfd = os.eventfd(0)
+        answer = Header.codec.pack(1, Cmd.VERSION, 1 << 20, 1, 0) + bytes(1 << 20)
+        with contextlib.suppress(OSError):
+            socket.send_fds(ours, [answer[:1]], [eventfd])
+            for byte in answer[1:]:
+                if gone.wait(0.02):
+                    break
+                ours.sendall(bytes([byte]))
+        os.close(eventfd)
+
+    server = threading.Thread(target=deal_out)
+    server.start()
+    monkeypatch.setattr(client_module, "TIMEOUT_SECONDS", 0.3)
+    with pytest.raises(Disconnected, match=r"did not answer VERSION within 0\.3 s"):
+        Client(theirs)
+    gone.set()
+    server.join(timeout=30)
+    ours.close()
+    assert count_descriptors() == before

@@ -6,6 +6,7 @@ import array
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from nodma.vfio_user.connection import MAX_FDS
 
 TIMEOUT_SECONDS: Final = 10.0
 """How long a server may take to answer."""
+_PATIENCE_SECONDS: Final = TIMEOUT_SECONDS * 0.9
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _HEADER: Final = Header.codec
 _HEADER_BYTES: Final = Header.size
@@ -246,9 +248,10 @@ class Client:
     def _exchange(self, command: Cmd, body: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
         msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
         message = _HEADER.pack(msg_id, command, _HEADER_BYTES + len(body), TYPE_COMMAND, 0) + body
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         try:
             self._send(message, fds)
-            return self._reply(command, msg_id)
+            return self._reply(command, msg_id, deadline)
         except TimeoutError as error:
             raise Disconnected(f"the server did not answer {command.name} within {TIMEOUT_SECONDS:g} s") from error
         except OSError as error:
@@ -266,16 +269,16 @@ class Client:
             message = message[socket.send_fds(self._sock, [message], list(fds)) :]
         self._sock.sendall(message)
 
-    def _reply(self, command: Cmd, msg_id: int) -> tuple[bytes, list[int]]:
+    def _reply(self, command: Cmd, msg_id: int, deadline: float) -> tuple[bytes, list[int]]:
         """Receive the reply to one command. The server sends nothing else, so it is the next message."""
-        header, fds = self._receive(_HEADER_BYTES)
+        header, fds = self._receive(_HEADER_BYTES, deadline)
         try:
             answered, kind, size, flags, errno = _HEADER.unpack(header)
             if flags & TYPE_MASK != TYPE_REPLY or answered != msg_id or kind != command:
                 raise ProtocolError(f"the server answered {command.name} with message {kind}, flags {flags:#x}")
             if not _HEADER_BYTES <= size <= _MAX_REPLY:
                 raise ProtocolError(f"the server answered {command.name} with {size} bytes")
-            body, more = self._receive(size - _HEADER_BYTES)
+            body, more = self._receive(size - _HEADER_BYTES, deadline)
             fds += more
             if flags & MsgFlag.ERROR:
                 raise Refused(command.name, errno)
@@ -285,22 +288,40 @@ class Client:
             raise
         return body, fds
 
-    def _receive(self, count: int) -> tuple[bytes, list[int]]:
-        """Receive exactly so many bytes, and the descriptors that come with them."""
+    def _receive(self, count: int, deadline: float) -> tuple[bytes, list[int]]:
+        """Receive exactly so many bytes, and the descriptors that come with them.
+
+        Raises TimeoutError if they are not here at the ``deadline`` (time.monotonic), however they are dealt out.
+        """
         data = bytearray(count)
         view = memoryview(data)
         fds = array.array("i")
-        while view:
-            got, ancillary, _, _ = self._sock.recvmsg_into([view], _ANCILLARY)
-            for level, kind, raw in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-            if not got:
-                for fd in fds:
-                    os.close(fd)
-                raise Disconnected("the server closed the connection")
-            view = view[got:]
+        try:
+            while view:
+                view = view[self._receive_some(view, fds, deadline) :]
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
         return bytes(data), list(fds)
+
+    def _receive_some(self, view: memoryview, fds: array.array[int], deadline: float) -> int:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if left < _PATIENCE_SECONDS:  # the socket's own timeout is TIMEOUT_SECONDS: it is set for the rest only
+            self._sock.settimeout(left)
+        try:
+            got, ancillary, _, _ = self._sock.recvmsg_into([view], _ANCILLARY)
+        finally:
+            if left < _PATIENCE_SECONDS:
+                self._sock.settimeout(TIMEOUT_SECONDS)
+        for level, kind, raw in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+        if not got:
+            raise Disconnected("the server closed the connection")
+        return got
 
     @staticmethod
     def _structure(layout: type[L], body: bytes) -> L:
