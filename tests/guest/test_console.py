@@ -52,7 +52,7 @@ def test_time_runs_out(ends: tuple[Console, socket.socket]) -> None:
     console, guest = ends
     guest.sendall(b"booting\n")
     console.expect("booting", 5)
-    with pytest.raises(GuestError, match="passed before 'ready' was said"):
+    with pytest.raises(GuestError, match="passed before 'ready' was seen"):
         console.expect("ready", 0.01)
 
 

@@ -237,14 +237,14 @@ def script(path: Path, text: str) -> Path:
         ("echo QEMU emulator version 10.1.0", "it is 10.1.0, built without vfio-user-pci"),
         ("echo 'name \"vfio-user-pci\", bus PCI' QEMU emulator version 10.1.0", None),
         ("echo no; exit 1", "it does not run: no"),
-        ("exit 1", "it does not run: it says nothing"),
+        ("exit 1", "it does not run: it printed nothing"),
     ],
 )
 def test_which_qemu_will_do(tmp_path: Path, says: str, problem: str | None) -> None:
     path = script(tmp_path / "qemu-system-x86_64", says)
     assert Qemu((str(path),), "test").problem == problem
     if problem:
-        with pytest.raises(UsageError, match="will not do"):
+        with pytest.raises(UsageError, match="cannot be used"):
             Qemu.named(path)
 
 

@@ -108,7 +108,7 @@ def list_(*, place: Path | None, as_json: bool) -> None:
 @_kit
 @_json
 def doctor(*, place: Path | None, as_json: bool) -> None:
-    """Say what is there to run guests with, what is not, and why. Each answer was tried.
+    """Show what this machine has to run guests, what is missing, and why. Each answer was tried.
 
     Exits 0 if guests can be run, 1 if not.
     """

@@ -22,7 +22,7 @@ from nodma.units import show_size
 
 
 def make_bar(console: Console, *, hidden: bool) -> Progress:
-    """Give a progress bar for long work, which shows only on a terminal."""
+    """Return a progress bar for long work, which shows only on a terminal."""
     return Progress(
         TextColumn("{task.description:<48}"),
         BarColumn(),

@@ -14,7 +14,7 @@ ACCELERATORS: Final = ("kvm", "tcg")
 
 
 def problem_of(accelerator: str, tools: Tools, kernel: Kernel) -> str | None:
-    """Why an accelerator cannot run guests here; None if one ran. Tried once, and again when something changed."""
+    """Return why an accelerator cannot run guests here, None if one did. Tried once, and after each change."""
     key = {
         "boot": _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "",
         "qemu": [*tools.qemu.command, *map(str, tools.qemu.version)],
@@ -37,5 +37,5 @@ def problem_of(accelerator: str, tools: Tools, kernel: Kernel) -> str | None:
 
 
 def choose(tools: Tools, kernel: Kernel) -> str:
-    """Give ``kvm`` if a guest ran with it here, else ``tcg``."""
+    """Return ``kvm`` if a guest ran with it here, else ``tcg``."""
     return "tcg" if problem_of("kvm", tools, kernel) else "kvm"

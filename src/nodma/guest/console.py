@@ -33,7 +33,7 @@ class Console:
 
     @property
     def raw(self) -> bytes:
-        """All that was said so far."""
+        """Everything that was said so far."""
         with self._news:
             return bytes(self._said)
 
@@ -43,7 +43,7 @@ class Console:
         return self.raw.decode(errors="replace").replace("\r\n", "\n")
 
     def expect(self, pattern: str, seconds: float) -> re.Match[str]:
-        """Wait until a pattern is said, behind what was last waited for; give the match.
+        """Wait for a pattern after what was last waited for; return the match.
 
         Only lines that have ended are looked at, so a pattern never matches half of what is being said.
 
@@ -57,7 +57,7 @@ class Console:
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
                     why = "the guest ended" if self._ended else f"{seconds:.0f} s passed"
-                    raise GuestError(f"{why} before {pattern!r} was said; {self.tail()}")
+                    raise GuestError(f"{why} before {pattern!r} was seen; {self.tail()}")
                 self._news.wait(left)
             self._seen = match.end()
             found = re.search(pattern, match[0].decode(errors="replace"), re.MULTILINE)
@@ -69,7 +69,7 @@ class Console:
         self._socket.sendall(line.encode() + b"\n")
 
     def tail(self) -> str:
-        """Say where the log is, and its last lines."""
+        """Return where the log is, and its last lines."""
         text = bytes(self._said[-16384:]).decode(errors="replace").replace("\r", "")
         return f"the log is {self.log}, and ends:\n{last_lines(text)}"
 

@@ -1,6 +1,6 @@
 """Write files where a guest will find them: into a cpio archive that its kernel unpacks at boot, or into a directory.
 
-The archive is an initramfs: the "newc" format, uncompressed. Archives may stand one behind another in one file; the
+The archive is an initramfs: the "newc" format, uncompressed. One file may hold several archives, one after another; the
 kernel unpacks all of them, in order.
 """
 

@@ -50,7 +50,7 @@ class DebianKernel:
 
 
 def host_mirror() -> str | None:
-    """Give the Debian mirror that this machine's apt uses; None if it is not Debian's."""
+    """Return the Debian mirror that this machine's apt uses; None if it is not Debian's."""
     try:
         fields = dict(line.split("=", 1) for line in _OS_RELEASE.read_text().splitlines() if "=" in line)
         codename = fields["VERSION_CODENAME"].strip('"')
@@ -141,7 +141,7 @@ class Apt:
         return found
 
     def download(self, packages: Iterable[str], progress: Progress) -> list[Path]:
-        """Fetch packages and all that they need; give their files. What is there already is not fetched again.
+        """Fetch packages and all that they need; return their files. What is there already is not fetched again.
 
         Raises GuestError with apt's last lines.
         """
@@ -208,6 +208,6 @@ def unpack_more(packages: list[Path], root: Path, progress: Progress, *, replace
 
 
 def _alternatives(root: Path) -> Iterator[tuple[Path, str]]:
-    """Give the links that installing would have made, and that something here needs."""
+    """Yield the links that installing would have made, and that something here needs."""
     if not (root / "usr/bin/awk").exists():
         yield root / "usr/bin/awk", "mawk"

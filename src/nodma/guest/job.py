@@ -68,7 +68,7 @@ class Job:
     def initramfs(self, path: Path, kernel: Kernel, tools: Tools) -> None:
         """Write the initramfs for ``kernel`` to ``path``.
 
-        Raises UsageError for what is not to be had, and GuestError if our module cannot be built.
+        Raises UsageError for a program or driver that is not available, GuestError if our module cannot be built.
         """
         with path.open("wb") as file:
             if self.root is None:
@@ -117,7 +117,7 @@ class Job:
             sink.add(f"job/{name}", content)
 
     def _drivers(self, kernel: Kernel, cache: Path) -> Iterable[tuple[str, bytes, str]]:
-        """Give file name, contents and options of each driver to load."""
+        """Yield file name, contents and options of each driver to load."""
         done = set()
         for wanted in self.drivers:
             name, _, options = wanted.partition(" ")
@@ -133,7 +133,7 @@ class Job:
 
 
 def _debian(tools: Tools, program: str) -> Path:
-    """Give the Debian that has a program. Raises UsageError."""
+    """Return the Debian that has a program. Raises UsageError."""
     if program not in PROGRAMS:
         raise UsageError(f"the kit does not carry {program!r}; it has {', '.join(PROGRAMS)}")
     if tools.root is None:
@@ -142,7 +142,7 @@ def _debian(tools: Tools, program: str) -> Path:
 
 
 def _layer(tools: Tools, program: str) -> Path:
-    """Give the archive of a program and all that it needs; made once."""
+    """Return the archive of a program and all that it needs; made once."""
     root = _debian(tools, program)
     recipe = hashlib.sha256(repr((PROGRAMS[program], _TREES.get(program), _LINKS.get(program))).encode())
     if program == OURSELVES:

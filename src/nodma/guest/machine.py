@@ -128,7 +128,7 @@ class Machine:
         self._results.close()
 
     def control(self, command: str, **arguments: Any) -> Any:
-        """Give QEMU a command (QMP), and its answer back. Raises GuestError if it refuses."""
+        """Send QEMU a command (QMP) and return its answer. Raises GuestError if it refuses."""
         if self._control is None:
             self._control = QEMUMonitorProtocol(self._control_socket)
             self._control.connect(negotiate=True)
@@ -162,7 +162,7 @@ class Machine:
         self._results.close()
 
     def finish(self, seconds: float) -> Outcome:
-        """Wait until the script is done and the guest off; give what it handed back. Raises GuestError."""
+        """Wait until the script is done and the guest off; return what it handed back. Raises GuestError."""
         self.wait(seconds)
         took = time.monotonic() - self._begin
         files = self._files()
@@ -221,7 +221,7 @@ def _command(
     shape: Shape,
     directory: Path,
 ) -> list[str]:
-    """Write the initramfs, and give QEMU's command line, but for the serial ports."""
+    """Write the initramfs, and return QEMU's command line, but for the serial ports."""
     initramfs = directory / "initramfs"
     machine = "q35"
     command = tools.qemu.arguments()

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Final
 
-from nodma.errors import GuestError, Unavailable
+from nodma.errors import Unavailable
 
 PROGRAM: Final = "qemu-system-x86_64"
 OLDEST: Final = (10, 1)
@@ -56,10 +56,10 @@ class Qemu:
 
     @classmethod
     def named(cls, path: Path) -> Qemu:
-        """The one that the user named. Raises UsageError if it will not do."""
+        """Return the one that the user named. Raises Unavailable if it cannot be used."""
         found = cls((str(path),), str(path))
         if found.problem:
-            raise Unavailable(f"{path} will not do: {found.problem}")
+            raise Unavailable(f"{path} cannot be used: {found.problem}")
         return found
 
     @classmethod
@@ -70,7 +70,7 @@ class Qemu:
         return cls(command, "the kit").with_firmware(root)
 
     def with_firmware(self, root: Path) -> Qemu:
-        """The same, with the firmware of an unpacked Debian behind its own."""
+        """The same, with the firmware of an unpacked Debian after its own."""
         places = (*self.firmware, root / "usr/share/qemu", root / "usr/share/seabios")
         return Qemu(self.command, self.origin, tuple(dict.fromkeys(places)))
 
@@ -82,9 +82,9 @@ class Qemu:
 
     @cached_property
     def problem(self) -> str | None:
-        """Why it will not do; None if it will."""
+        """Why it cannot be used; None if it can."""
         if not self.version:
-            return f"it does not run: {self._said('--version').strip() or 'it says nothing'}"
+            return f"it does not run: {self._said('--version').strip() or 'it printed nothing'}"
         shown = ".".join(map(str, self.version))
         if self.version[:2] < OLDEST:
             return f"it is {shown}, and vfio-user-pci came with {'.'.join(map(str, OLDEST))}"
@@ -93,7 +93,7 @@ class Qemu:
         return None
 
     def arguments(self) -> list[str]:
-        """Give the command line so far: the program, and where its firmware is."""
+        """Return the command line so far: the program, and where its firmware is."""
         return [*self.command, *(word for place in self.firmware for word in ("-L", str(place)))]
 
     def accelerator_problem(self, accelerator: str, kernel: Path) -> str | None:
@@ -103,7 +103,7 @@ class Qemu:
         smaller would not do: there are hosts on which a guest of three instructions runs, and no Linux does.
         """
         if accelerator == "kvm" and not Path("/dev/kvm").exists():
-            return "there is no /dev/kvm"
+            return "/dev/kvm does not exist"
         command = [*self.arguments(), "-machine", "q35", "-accel", accelerator, "-cpu", "max", "-m", "256"]
         command += ["-bios", FIRMWARE, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(kernel), "-append", "panic=-1"]
@@ -139,10 +139,3 @@ def _first_words(stream: IO[bytes], seconds: float) -> str | None:
             return None
     lines = os.read(stream.fileno(), 4096).decode(errors="replace").strip().splitlines()
     return lines[0] if lines else ""
-
-
-def require(qemu: Qemu) -> Qemu:
-    """Give ``qemu`` back. Raises GuestError if it will not do."""
-    if qemu.problem:
-        raise GuestError(f"QEMU of {qemu.origin} will not do: {qemu.problem}")
-    return qemu

@@ -25,7 +25,7 @@ class Tools:
 
     @classmethod
     def of_this_machine(cls, qemu: Qemu, cache: Path | None = None) -> Tools:
-        """Tools without a kit. Raises UsageError if there is no static busybox on PATH."""
+        """Return tools without a kit. Raises Unavailable without a static busybox on PATH."""
         path = shutil.which("busybox")
         if path is None:
             raise Unavailable("a guest needs a static busybox, and none is on PATH: install busybox-static")
