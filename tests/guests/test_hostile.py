@@ -188,6 +188,9 @@ def test_a_device_that_is_gone_or_says_it_is_ready_is_let_go_of(lab: Any, kernel
     outcome = guest.run({"die": change})
     assert outcome.file("dmesg").count("answers with ones only, it is gone: given up") == 2
     assert outcome.file("disks").split() == ["vdc"]
+    assert (
+        len(re.findall(r"bounces through .* mapped (write-back|uncached-minus), profile", outcome.file("dmesg"))) == 3
+    )
 
 
 def test_descriptors_that_a_device_writes_over_cost_that_device_only(lab: Any, kernel: Kernel) -> None:

@@ -155,9 +155,10 @@ static void device_detach(struct nodma_device *nodma)
 	list_del(&nodma->link);
 	mutex_unlock(&devices_lock);
 	sysfs_remove_group(&nodma->vdev->dev.kobj, &nodma_stats_group);
+	nodma_watch_stop(nodma);
 	nodma_config_restore(nodma);
 	nodma_dma_restore(nodma);
-	nodma_watch_stop(nodma);
+	cancel_delayed_work_sync(&nodma->watch);	/* whoever unmapped something until now may have asked for it */
 	put_device(nodma->disk);
 	nodma_registers_unmap(nodma->pdev, &nodma->registers);
 	nodma_pool_user_leave(&nodma->user);

@@ -42,6 +42,10 @@ int nodma_registers_map(struct pci_dev *pdev, struct nodma_registers *registers)
 	if (!registers->common)
 		return -ENOMEM;
 	registers->device = registers_map_claim(pdev, device);
+	if (device && !registers->device) {
+		pci_iounmap(pdev, registers->common);
+		return -ENOMEM;
+	}
 	registers->device_length = registers->device ? min_t(u64, device->length, PAGE_SIZE) : 0;
 	return 0;
 }
