@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 
 from nodma.driver import BlockDisk, open_disk, open_slot
 from nodma.procfs import ProcessView
+from nodma.spec.virtio_blk import BlkConfig
 
 NODMA = [sys.executable, "-m", "nodma", "serve"]
 PAIR = ["blk,image=a.img,socket=a.sock", "blk,image=b.img,socket=b.sock,serial=second"]
@@ -29,6 +30,14 @@ def place(tmp_path: Path) -> Path:
     for name in ("a.img", "b.img"):
         (tmp_path / name).write_bytes(bytes(1 << 20))
     return tmp_path
+
+
+class Child(subprocess.Popen[str]):
+    """A process that does not outlive its test, however that ends."""
+
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+        super().__exit__(*error)
 
 
 @contextmanager
@@ -97,7 +106,7 @@ def test_a_file_says_the_same_for_people(place: Path) -> None:
         '[[function]]\nsocket = "a.sock"\nimage = "a.img"\n[[function]]\nsocket = "b.sock"\nimage = "b.img"\n'
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([*NODMA, "slot.toml"], cwd=place, stdout=pipe, stderr=pipe, text=True) as process:
+    with Child([*NODMA, "slot.toml"], cwd=place, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout
         lines = [process.stdout.readline() for _ in range(3)]
         process.terminate()
@@ -235,7 +244,7 @@ def test_systemd_hands_over_the_sockets_of_a_slot(place: Path, processes: str) -
         "os.execv(sys.executable, [sys.executable, '-m', 'nodma', 'serve', *sys.argv[1:]])\n"
     )
     command = [sys.executable, "-c", launch, "--slot", "--processes", processes, "--json", *PAIR]
-    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
+    with Child(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert json.loads(process.stdout.readline())["event"] == "ready"
         with open_disk(place / "b.sock") as disk:
@@ -264,3 +273,44 @@ def test_the_owner_outlives_a_supervisor_that_is_stopped(place: Path) -> None:
         assert children(process.pid) == pids
         (end,), _ = ended(process)
         assert [function["status"] for function in end["functions"]] == [0, 0]
+
+
+@pytest.mark.parametrize("processes", ["each", "one"])
+def test_images_that_have_grown_are_seen_at_sigusr1(place: Path, processes: str) -> None:
+    with serving(place, "--slot", "--processes", processes, *PAIR) as (process, _):
+        os.truncate(place / "b.img", 3 << 20)
+        process.send_signal(signal.SIGUSR1)
+        with open_disk(place / "b.sock") as disk:
+            while disk.device.device_config(BlkConfig).capacity != 3 << 11:
+                disk.device.check()
+        (end,), said = ended(process)
+        assert [function["status"] for function in end["functions"]] == [0, 0]
+        assert said == ""
+
+
+def test_a_second_signal_ends_processes_that_hang(place: Path) -> None:
+    hang = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        'print(\'{"event": "ready", "device": "it"}\', flush=True)\n'
+        "while True: signal.pause()"
+    )
+    program = json.dumps([sys.executable, "-c", hang])
+    (place / "slot.toml").write_text(
+        f'[[function]]\nsocket = "a.sock"\nimage = "a.img"\n[[function]]\nsocket = "p.sock"\nprogram = {program}\n'
+    )
+    with serving(place, "slot.toml") as (process, _):
+        functions = (Path("/proc") / str(process.pid) / "task" / str(process.pid) / "children").read_text().split()
+        watched = [os.pidfd_open(int(pid)) for pid in functions]
+        assert len(watched) == 2
+        while process.poll() is None:  # within a second of the first it counts as the same
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        assert process.stderr
+        said = process.stderr.read()
+        for fd in watched:
+            assert select.select([fd], [], [], 30)[0]
+            os.close(fd)
+    assert process.returncode == 1
+    assert "ended by force, because SIGTERM came a second time; still running: function 1 (p.sock)" in said
+    assert not (place / "a.sock").exists()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -41,12 +42,20 @@ main(Odd, options=[{options}])
 """
 
 
+class Child(subprocess.Popen[str]):
+    """A process that does not outlive its test, however that ends."""
+
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+        super().__exit__(*error)
+
+
 def start(
     tmp_path: Path, *words: str, arguments: str = "", init: str = "pass", close: str = "pass", options: str = ""
-) -> subprocess.Popen[str]:
+) -> Child:
     code = DEVICE.format(arguments=arguments, init=init, close=close, options=options)
     command = [sys.executable, "-c", code, "-s", str(tmp_path / "s"), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_options_and_arguments_of_its_own(tmp_path: Path) -> None:
@@ -61,7 +70,7 @@ def test_options_and_arguments_of_its_own(tmp_path: Path) -> None:
 
 def test_the_example_with_an_option(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "sided_dice.py", "-s", tmp_path / "s", "--sides", "20", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with Child(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert json.loads(process.stdout.readline())["device"] == "SidedDice"
         with VirtioPci(VfioUserBus.connect(tmp_path / "s")) as device:

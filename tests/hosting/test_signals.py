@@ -9,11 +9,20 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from nodma.hosting import signals as module
 from nodma.hosting.signals import Signals
+
+
+class Child(subprocess.Popen[str]):
+    """A process that does not outlive its test, however that ends."""
+
+    def __exit__(self, *error: Any) -> None:
+        self.kill()
+        super().__exit__(*error)
 
 
 class Calls(queue.SimpleQueue[str]):
@@ -106,7 +115,7 @@ def test_a_main_thread_that_hangs_is_ended_all_the_same() -> None:
             print("begun", flush=True)
             signal.sigwait({signal.SIGURG})
     """)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    with Child([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.terminate()
