@@ -275,7 +275,6 @@ def test_more_queues_than_the_soft_limit_allows_work(tmp_path: Path, image: Path
 
 
 def test_queues_that_could_not_be_served_are_refused_before_it_is_ready(tmp_path: Path, image: Path) -> None:
-    low_limit(1024, 1024)
     command = [*NODMA, "serve", "blk", "-s", tmp_path / "s", "--image", image, "--queues", "256"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=30, check=False, preexec_fn=low_limit(1024, 1024)
