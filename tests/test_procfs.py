@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,8 @@ def test_who_else_holds_a_file() -> None:
             ) as child:
                 assert child.stdout
                 child.stdout.readline()
-                assert holders(wanted, frozenset({os.getpid()})) == [f"process {child.pid} {how}"]
-                assert holders(wanted, frozenset({os.getpid(), child.pid})) == []
+                assert holders(wanted, frozenset({os.getpid()})) == ([f"process {child.pid} {how}"], [])
+                assert holders(wanted, frozenset({os.getpid(), child.pid})) == ([], [])
                 child.communicate(b"\n", timeout=20)
 
 
@@ -160,7 +161,7 @@ def test_no_file_system_is_asked_about_a_file_that_cannot_be_meant(monkeypatch: 
     with Window.create(65536) as window:
         wanted = frozenset({FileIdentity(FileIdentity.of(window.fd).device, 1 << 62)})
         monkeypatch.setattr(Path, "stat", hang)
-        assert holders(wanted, frozenset()) == []
+        assert holders(wanted, frozenset()) == ([], [])
 
 
 @pytest.mark.parametrize("tells", [True, False], ids=["kcmp", "no kcmp"])
@@ -189,3 +190,21 @@ input()
         child.communicate(b"\n", timeout=20)
     assert found == [0, 1, 2]
     assert len(set(read)) == (1 if tells else 51)
+
+
+def test_processes_that_hang_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    hanging = {os.getpid()}
+
+    def how_held(pid: int, files: object) -> str:
+        if pid in hanging:
+            released.wait(60)
+        return "maps it" if pid == 1 else ""
+
+    monkeypatch.setattr("nodma.procfs.process._how_held", how_held)
+    monkeypatch.setattr("nodma.procfs.process._HANG_SECONDS", 0.05)
+    try:
+        found, unanswered = holders(frozenset(), frozenset(), 1.0)
+        assert (found, set(unanswered)) == (["process 1 maps it"], hanging)
+    finally:
+        released.set()

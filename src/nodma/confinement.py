@@ -58,6 +58,8 @@ class Examination:
     """What might hold memory, and cannot be looked into: in flight, registered, pinned, unknown or unreadable."""
     elsewhere: list[str] = field(default_factory=list)
     """Other processes that hold guest memory."""
+    unanswered: list[int] = field(default_factory=list)
+    """Other processes that could not be looked at in time, because they hang."""
 
     @property
     def findings(self) -> list[str]:
@@ -94,7 +96,9 @@ def examine(
         if not passing or examination.memory_mapped or time.monotonic() > deadline:
             break
         time.sleep(_SETTLE_STEP)
-    examination.elsewhere.extend(holders(frozenset(memory), frozenset({os.getpid(), *entitled, *family})))
+    elsewhere, unanswered = holders(frozenset(memory), frozenset({os.getpid(), *entitled, *family}))
+    examination.elsewhere.extend(elsewhere)
+    examination.unanswered.extend(unanswered)
     return examination
 
 

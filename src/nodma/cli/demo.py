@@ -98,6 +98,7 @@ def _show(console: Console, found: Findings) -> None:
         ("offered by DMA_MAP", _offered(found)),
         ("private memory", f"{found.resident / 2**20:.1f} MiB resident beside the window"),
         ("searched", f"{found.searched / 1e6:.1f} MB, all that it has mapped; {found.unread} bytes cannot be read"),
+        *([("not looked at", f"{found.unanswered} other processes, which hang")] if found.unanswered else []),
     )
     pool, device = found.pool, found.device["device"]
     rows(

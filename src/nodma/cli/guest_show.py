@@ -50,6 +50,10 @@ def show_findings(console: Console, findings: Iterable[Finding], as_json: bool) 
     return well
 
 
+def _unanswered(proof: Proof) -> str:
+    return f"; {proof.unanswered} other processes hang, and were not looked at" if proof.unanswered else ""
+
+
 def show_proof(console: Console, proof: Proof) -> None:
     """Put it on one screen."""
     report, counters = proof.report, proof.counters
@@ -69,7 +73,7 @@ def show_proof(console: Console, proof: Proof) -> None:
         " messages; closed at once, 0 kept, 0 bytes mapped",
         "canary": f"{proof.canary_filled >> 20} MiB of the guest's memory filled with it, half of that freed for I/O",
         "searched": f"{proof.scanned >> 20} MiB, all that there is in its {len(proof.maps)} mappings;"
-        f" {proof.unread} bytes cannot be read",
+        f" {proof.unread} bytes cannot be read{_unanswered(proof)}",
         "shared with it": ", ".join(f"{name} {show_size(size)}" for name, size in shared.items() if size),
         "open in it": ", ".join(sorted({item.target.split(":[")[0] for item in proof.descriptors})),
         "requests": f"{report['requests']}, {device['reads']} reads and {device['writes']} writes among them;"

@@ -54,6 +54,7 @@ class Findings:
     resident: int = 0
     searched: int = 0
     unread: int = 0
+    unanswered: int = 0
     read_rate: float = 0.0
     write_rate: float = 0.0
     written: int = 0
@@ -216,6 +217,7 @@ def _examine(pid: int, disk: BlockDisk, ram: tuple[Window, bytes], found: Findin
     disk.pool.unmap(mapping)
     found.maps, found.descriptors = examination.maps, examination.descriptors
     found.searched, found.unread = examination.searched, examination.unread_bytes
+    found.unanswered = len(examination.unanswered)
     if examination.findings:
         raise DemoError(f"the device process holds more than its window: {'; '.join(examination.findings)}")
     if not any(mapped.file == found.window for mapped in found.maps):

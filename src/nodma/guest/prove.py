@@ -56,6 +56,7 @@ class Proof:
     canary_filled: int
     scanned: int
     unread: int
+    unanswered: int
     maps: list[MappedRange]
     descriptors: list[Descriptor]
     report: dict[str, Any]
@@ -108,6 +109,7 @@ def prove(tools: Tools, kernel: Kernel, work: Path, *, accelerator: str, progres
         canary_filled=filled,
         scanned=examination.searched,
         unread=examination.unread_bytes,
+        unanswered=len(examination.unanswered),
         maps=examination.maps,
         descriptors=examination.descriptors,
         report=report,

@@ -9,6 +9,7 @@ import platform
 import re
 import signal
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ _SMAPS_FIELD: Final = re.compile(rb"(\w+): +(\d+) kB")
 _INODE: Final = re.compile(rb"^ino:\s*(\d+)$", re.MULTILINE)
 _KCMP: Final = 312 if platform.machine() == "x86_64" else 272
 _KCMP_FILES: Final = 2  # linux/kcmp.h
+_HOLDERS_SECONDS: Final = 10.0
+_HANG_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 10.0
 _STOP_STEP: Final = 0.002
 
@@ -253,24 +256,46 @@ def stopped(pid: int) -> Iterator[list[ProcessView]]:
                 _signal(view.pid, signal.SIGCONT)
 
 
-def holders(files: frozenset[FileIdentity], apart_from: frozenset[int]) -> list[str]:
-    """Return who else on this machine maps or has open one of ``files``, of the processes that may be inspected.
+def holders(
+    files: frozenset[FileIdentity], apart_from: frozenset[int], seconds: float = _HOLDERS_SECONDS
+) -> tuple[list[str], list[int]]:
+    """Return who else on this machine maps or has open one of ``files``, and which processes did not answer.
 
-    No file system is asked about a file that cannot be one of them: one that hangs would hang this, too.
+    Only processes that may be inspected are. One that hangs can hang whoever reads its mappings: a thread is left with
+    it, and another goes on. No file system is asked about a file that cannot be one of those meant.
     """
+    found: list[str] = []
+    busy: dict[threading.Thread, int] = {}
+    left = iter([pid for pid in _pids() if pid not in apart_from])
+
+    def look() -> None:
+        for pid in left:
+            busy[threading.current_thread()] = pid
+            if how := _how_held(pid, files):
+                found.append(f"process {pid} {how}")
+        busy.pop(threading.current_thread(), None)
+
+    deadline = time.monotonic() + seconds
+    threads: list[threading.Thread] = []
+    while time.monotonic() < deadline and (not threads or threads[-1].is_alive()):
+        threads.append(threading.Thread(target=look, daemon=True))
+        threads[-1].start()
+        threads[-1].join(_HANG_SECONDS)
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return sorted(found), sorted(busy.values())
+
+
+def _how_held(pid: int, files: frozenset[FileIdentity]) -> str:
     needles = [b" %02x:%02x %d " % (os.major(file.device), os.minor(file.device), file.inode) for file in files]
-    found = []
-    for pid in _pids():
-        if pid in apart_from:
-            continue
-        own = Path("/proc") / str(pid)
-        with contextlib.suppress(OSError):
-            text = (own / "maps").read_bytes()
-            if any(needle in text for needle in needles):
-                found.append(f"process {pid} maps it")
-            elif any(_is_open_in(task, files) for task in (own / "task").iterdir()):
-                found.append(f"process {pid} has it open")
-    return found
+    own = Path("/proc") / str(pid)
+    with contextlib.suppress(OSError):
+        text = (own / "maps").read_bytes()
+        if any(needle in text for needle in needles):
+            return "maps it"
+        if any(_is_open_in(task, files) for task in (own / "task").iterdir()):
+            return "has it open"
+    return ""
 
 
 def _is_open_in(task: Path, files: frozenset[FileIdentity]) -> bool:
