@@ -60,6 +60,13 @@ def test_pages_begin_on_pages_and_segments_are_never_crossed(window: Window) -> 
     assert {mapping.offset % SLOT for mapping in small} == {0}
 
 
+def test_a_mapping_of_a_page_begins_on_one_and_a_smaller_one_anywhere(window: Window) -> None:
+    pool = BouncePool(window, SLOT, 10 * SLOT)
+    offsets = [pool.map(length, Direction.FROM_DEVICE).offset for length in (1, PAGE - 1, PAGE, 1, PAGE + 1)]
+    assert offsets == [SLOT, 2 * SLOT, 4 * SLOT, 6 * SLOT, 8 * SLOT]
+    assert pool.map(1, Direction.FROM_DEVICE).offset == 7 * SLOT
+
+
 def test_an_odd_slot_is_used_when_no_page_is_left(window: Window) -> None:
     pool = BouncePool(window, 0, 4 * SLOT)
     first = [pool.map(1, Direction.FROM_DEVICE) for _ in range(4)]
@@ -80,6 +87,16 @@ def test_statistics_and_limits(window: Window) -> None:
             pool.try_map(length, Direction.FROM_DEVICE)
     with pytest.raises(UsageError, match="no slot of 2048 bytes fits"):
         BouncePool(window, 100, SLOT)
+
+
+def test_waits_and_copies_are_each_counted(window: Window) -> None:
+    held: list[Mapping] = []
+    pool = BouncePool(window, 0, SLOT, reclaim=lambda: pool.unmap(held.pop(), bytearray(3)))
+    for number in range(1, 4):
+        held.append(pool.map(b"12345", Direction.TO_DEVICE))
+        stats = pool.stats
+        assert (stats.full, stats.unmaps, stats.maps) == (number - 1, number - 1, number)
+        assert (stats.bytes_in, stats.bytes_out, stats.used, stats.peak) == (5 * number, 3 * (number - 1), 1, 1)
 
 
 def test_unmapping_twice_is_refused(window: Window) -> None:

@@ -79,6 +79,36 @@ def test_bytes_are_counted_where_they_are_copied(shares: Shares) -> None:
     assert shares.each[0].stats.bytes_in == 0
 
 
+def test_slots_go_back_to_where_they_came_from(shares: Shares) -> None:
+    """A common slot never becomes one of the reservation's, nor the other way round."""
+    share = shares.each[0]
+    for _ in range(3):
+        held = [share.map(SLOT, Direction.FROM_DEVICE) for _ in range(24)]
+        assert (share.own.stats.used, shares.common.stats.used, share.stats.used) == (8, 16, 24)
+        for mapping in reversed(held):
+            share.unmap(mapping)
+        assert (share.own.stats.used, shares.common.stats.used, share.stats.used) == (0, 0, 0)
+    assert (share.stats.maps, share.stats.unmaps) == (72, 72)
+
+
+def test_what_only_the_device_writes_is_not_counted_as_copied_in(shares: Shares) -> None:
+    share = shares.each[0]
+    share.map(b"x" * 10, Direction.FROM_DEVICE)
+    share.map(10, Direction.TO_DEVICE)
+    assert share.stats.bytes_in == 0
+    share.map(b"x" * 10, Direction.BIDIRECTIONAL)
+    assert share.stats.bytes_in == 10
+
+
+def test_each_wait_for_slots_is_counted(shares: Shares) -> None:
+    share = shares.each[0]
+    held = [share.map(SLOT, Direction.FROM_DEVICE) for _ in range(24)]
+    share.reclaim = lambda: share.unmap(held.pop(0))
+    for number in (1, 2, 3):
+        held.append(share.map(SLOT, Direction.FROM_DEVICE))
+        assert share.stats.full == number
+
+
 def test_reservation_and_rest_lie_in_one_window(shares: Shares) -> None:
     with Window.create(OWN) as other, pytest.raises(UsageError, match="in one window"):
         ReservedPool(BouncePool(other, 0, OWN), shares.common, reclaim=shares.none_left)

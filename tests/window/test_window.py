@@ -45,6 +45,26 @@ def test_words_lie_inside_or_are_refused(word: str, offset: int, count: int) -> 
                 window.words(word, offset, count)  # type: ignore[arg-type]
 
 
+def test_the_last_bytes_are_the_windows_and_the_next_are_not() -> None:
+    with Window.create(SIZE) as window:
+        assert len(window.view(0, SIZE)) == SIZE
+        assert len(window.view(SIZE - 1, 1)) == 1
+        assert len(window.view(SIZE, 0)) == 0
+        assert len(window.words("Q", SIZE - 8, 1)) == 1
+        for offset, length in ((0, SIZE + 1), (SIZE, 1), (SIZE - 1, 2), (-1, 1), (0, -1), (SIZE + 1, 0), (2**64, 1)):
+            with pytest.raises(OutOfWindow):
+                window.view(offset, length)
+
+
+def test_a_window_may_lie_somewhere_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    path.write_bytes(b"0" * 4096 + b"1" * 4096 + b"2" * 100)
+    with Window.adopt(os.open(path, os.O_RDWR), 4096, offset=4096) as window:
+        assert window.view(0, 4096).tobytes() == b"1" * 4096
+    with pytest.raises(UsageError, match="8292 bytes"):
+        Window.adopt(os.open(path, os.O_RDWR), 4096, offset=8192)
+
+
 def test_nobody_can_resize_the_memory() -> None:
     with Window.create(SIZE) as window:
         assert window.sealed
