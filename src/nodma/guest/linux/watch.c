@@ -3,8 +3,8 @@
  * The watch. A device that is gone, that asks for a reset, that was reset without its driver's knowledge, or that returned
  * what it was not given, answers nothing any more, and Linux would wait for it forever. Once in watch_ms its virtqueues
  * are looked at, and, where buffers are out and none came back, its status. A device that is merely silent is waited for, as
- * any disk is, until somebody waits for its driver: while that is bound or unbound, others stand behind it with
- * locks of the whole machine's.
+ * any disk is, until somebody waits for its driver: whoever binds or unbinds that may hold locks that the whole machine
+ * waits for.
  *
  * A lost device is given up: it is broken for virtio, what it owes ends with errors, and nothing that it can write is looked
  * at again.
