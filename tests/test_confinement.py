@@ -43,7 +43,7 @@ def user(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 def examine_holder(way: str, user: tuple[str, ...] = ()) -> dict[str, Any]:
     done = subprocess.run(
-        [*user, sys.executable, str(HOLDER), way], capture_output=True, text=True, timeout=60, check=False
+        [*user, sys.executable, str(HOLDER), way], capture_output=True, text=True, timeout=100, check=False
     )
     if done.returncode == UNAVAILABLE:
         pytest.skip("this kernel does not let a process hold memory in this way")

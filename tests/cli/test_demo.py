@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from nodma.demo import story
 from nodma.demo.story import DemoError, _runs
 from nodma.demo.tree import make_tree
+from nodma.procfs import ProcessView
 
 SMALL = ["--files", "150", "--requests", "2000"]
 
@@ -36,6 +39,25 @@ def test_all_holds_and_nothing_is_left_behind(tmp_path: Path) -> None:
     assert found["device"]["dma_descriptors_closed"] == 1
     assert found["pool"]["used"] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "nodma", "demo", "--requests", "100000000", "--json"],
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+        stdout=subprocess.PIPE,
+    ) as demo:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/disk.sock")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        children = [view.pid for view in ProcessView(demo.pid).family()][1:]
+        demo.send_signal(number)
+        assert demo.wait(60) == 128 + number
+    assert len(children) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not any(ProcessView(pid).alive for pid in children)
 
 
 def tell(work: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from nodma.cli.json_line import echo_json
 from nodma.demo.story import Findings, tell
 from nodma.units import show_size
 
+_KILLED = 128
+"""What a shell adds to the number of the signal that ended a command."""
 _WIDTH = 100
 """Columns to fill where there is no terminal to ask."""
 
@@ -30,6 +34,8 @@ def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
 
     Exits 0 only if all held that is shown, and leaves nothing behind.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(_KILLED + number))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH)
