@@ -30,7 +30,7 @@ PROGRAMS: Final[Mapping[str, tuple[str, ...]]] = {
 """What a job can ask for: programs of the kit's Debian, with the libraries that they need; and nodma itself."""
 
 FILE_SYSTEMS: Final = ("ext4", "vfat", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8", "isofs", "overlay")
-"""What comes along for the kernel to load when something is mounted, where it is not built in."""
+"""What comes along where it is not built in: the first is loaded, the others when something is mounted."""
 
 _TREES: Final[Mapping[str, tuple[str, ...]]] = {"python": ("usr/lib/python3.13",), "nodma": ("usr/lib/python3.13",)}
 _LINKS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
@@ -119,7 +119,8 @@ class Job:
     def _drivers(self, kernel: Kernel, cache: Path) -> Iterable[tuple[str, bytes, str]]:
         """Yield file name, contents and options of each driver to load."""
         done = set()
-        for wanted in self.drivers:
+        usual = [name for name in FILE_SYSTEMS[:1] if kernel.has(name)]
+        for wanted in [*self.drivers, *usual]:
             name, _, options = wanted.partition(" ")
             if name == OUR_MODULE:
                 needed = kernel.files_of(["virtio_pci"])
