@@ -194,3 +194,58 @@ def test_time_to_finish_requests_is_for_all_together(host: Host, add: Callable[[
     host.run()
     assert sorted(given, reverse=True) == given
     assert given[0] <= module._FINISH_SECONDS
+
+
+def test_what_a_program_gives_must_be_a_device_that_can_be(host: Host, tmp_path: Path) -> None:
+    listen = partial(make_listener, tmp_path / "s")
+    with pytest.raises(UsageError, match="expected a Device, got 3"):
+        host.add("function 0", lambda: 3, listen, POOL)  # type: ignore[arg-type, return-value]
+    odd = Odd()
+    odd.queues = 7  # type: ignore[assignment]
+    with pytest.raises(UsageError, match="the device cannot be served: TypeError"):
+        host.add("function 0", lambda: odd, listen, POOL)
+    assert odd.closed
+
+
+def test_memory_that_is_not_there_is_said(
+    host: Host, add: Callable[[Odd], Odd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(module, "PciFunction", fail)
+    with pytest.raises(Unavailable, match=r"function 0 cannot be served: .*Cannot allocate memory"):
+        add(Odd())
+
+
+def test_what_is_left_unfinished_is_a_problem(host: Host, add: Callable[[Odd], Odd]) -> None:
+    add(Odd()).unfinished = "a sync hangs"
+    host.listen()
+    host.stop()
+    (report,) = host.run()
+    assert report["problems"] == ["function 0: a sync hangs"]
+
+
+def test_a_part_of_the_end_that_fails_is_noted_and_the_rest_is_done(
+    host: Host, add: Callable[[Odd], Odd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UsageError("no more")
+
+    device = add(Odd())
+    host.listen()
+    hosted = host.functions[0]
+    assert hosted.server
+    monkeypatch.setattr(hosted.server, "finish", fail)
+    monkeypatch.setattr(host.loop, "run", fail)
+    (report,) = host.run()
+    assert report["problems"] == ["no more", "function 0: finishing requests: no more"]
+    assert device.closed
+    assert not (tmp_path / "0").exists()
+
+
+def test_one_that_never_listened_is_closed(add: Callable[[Odd], Odd], host: Host) -> None:
+    device = add(Odd())
+    host.functions[0].finish(0)
+    host.__exit__()
+    assert device.closed

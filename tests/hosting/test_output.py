@@ -6,12 +6,14 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nodma.hosting import output as module
 from nodma.hosting.output import BUFFER_BYTES, FORMAT, Outlet
 
 SAY = """
@@ -122,3 +124,40 @@ def test_a_record_that_cannot_be_formatted_does_not_raise() -> None:
     done = python("import logging; logging.error('%d', 'x'); logging.error('next')")
     assert done.stderr == "nodma: ERROR: next\n"
     assert logging.raiseExceptions
+
+
+def test_without_a_thread_nothing_is_said_and_nobody_waits(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    outlet = Outlet(pipe[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        outlet.write("lost\n")
+        assert outlet.flush(0)
+    outlet.write("said\n")
+    assert outlet.flush(30)
+    assert os.read(pipe[0], 99) == b"said\n"
+    os.close(pipe[1])
+
+
+def test_out_of_memory_a_line_is_lost_and_the_next_is_said(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = module._write_all
+    failing = iter((True, False))
+
+    def fail_once(fd: int, data: bytes) -> None:
+        if next(failing):
+            raise MemoryError
+        write(fd, data)
+
+    monkeypatch.setattr(module, "_write_all", fail_once)
+    outlet = Outlet(pipe[1])
+    outlet.write("lost\n")
+    assert outlet.flush(30)
+    outlet.write("said\n")
+    assert os.read(pipe[0], 99) == b"said\n"
+    os.close(pipe[1])

@@ -51,11 +51,17 @@ class Child(subprocess.Popen[str]):
 
 
 def start(
-    tmp_path: Path, *words: str, arguments: str = "", init: str = "pass", close: str = "pass", options: str = ""
+    tmp_path: Path,
+    *words: str,
+    arguments: str = "",
+    init: str = "pass",
+    close: str = "pass",
+    options: str = "",
+    **more: Any,
 ) -> Child:
     code = DEVICE.format(arguments=arguments, init=init, close=close, options=options)
     command = [sys.executable, "-c", code, "-s", str(tmp_path / "s"), *words]
-    return Child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 def test_options_and_arguments_of_its_own(tmp_path: Path) -> None:
@@ -157,3 +163,11 @@ def test_a_full_stdout_of_any_command_is_an_error_and_no_traceback() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_keeper_that_is_no_socket(tmp_path: Path) -> None:
+    words = ["--slot-fd", "0", "--pool-owner", "self"]
+    with start(tmp_path, *words, stdin=subprocess.DEVNULL) as process:
+        said = process.communicate(timeout=30)[1]
+    assert (process.returncode, said.split(":")[:2]) == (2, ["nodma", " error"])
+    assert "--slot-fd and --pool-owner are wrong" in said

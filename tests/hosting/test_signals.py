@@ -122,3 +122,30 @@ def test_a_main_thread_that_hangs_is_ended_all_the_same() -> None:
         assert process.stdout.readline() == "stop\n"
         assert process.stdout.readline() == "it was not done 0.2 s after it was asked to end\n"
         assert process.wait(30) == 1
+
+
+def test_out_of_memory_the_next_signal_is_handled_all_the_same(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = Signals._handle
+    failing = iter((True, False, False))
+
+    def fail_once(self: Signals, number: int) -> None:
+        if next(failing):
+            raise MemoryError
+        handle(self, number)
+
+    monkeypatch.setattr(Signals, "_handle", fail_once)
+    with calls.signals():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert calls.next() == "reload"
+
+
+def test_it_ends_though_nothing_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    def fail(_: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(os, "_exit", ended.append)
+    Signals(stop=lambda: None, reload=lambda: None, give_up=fail)._end("whatever")
+    assert ended == [1]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, Self
 
 from nodma.device.base import Device
-from nodma.errors import NodmaError, Unavailable
+from nodma.errors import NodmaError, Unavailable, UsageError
 from nodma.hosting import output
 from nodma.hosting.limits import Needs
 from nodma.hosting.lockdown import lock_down
@@ -163,16 +163,20 @@ class Host:
         device = _make(make_device)
         with ExitStack() as stack:
             stack.callback(device.close)
+            _check(device)
             self._needs.add(len(device.queues))
-            function = PciFunction(
-                device,
-                pool=settings.pool,
-                profile=settings.profile,
-                policy=settings.policy,
-                share=settings.shared,
-                threads=True,
-                poll_ns=_POLL_NS if settings.poll else _BRIEF_POLL_NS,
-            )
+            try:
+                function = PciFunction(
+                    device,
+                    pool=settings.pool,
+                    profile=settings.profile,
+                    policy=settings.policy,
+                    share=settings.shared,
+                    threads=True,
+                    poll_ns=_POLL_NS if settings.poll else _BRIEF_POLL_NS,
+                )
+            except OSError as error:
+                raise Unavailable(f"{name} cannot be served: {_reason(error)}") from error
             stack.pop_all()
         hosted = HostedFunction(name, device, function, make_listener)
         self.functions.append(hosted)
@@ -260,12 +264,26 @@ def serve(
 def _make(make_device: Callable[[], Device]) -> Device:
     """Make a device; whatever its author's code raises becomes one line."""
     try:
-        return make_device()
+        device = make_device()
     except NodmaError:
         raise
     except Exception as error:
         log.info("a traceback", exc_info=True)
         raise Unavailable(f"the device cannot be made: {_reason(error)}") from error
+    if not isinstance(device, Device):
+        raise UsageError(f"expected a Device, got {device!r}: what is given to main() must make one")
+    return device
+
+
+def _check(device: Device) -> None:
+    """Raise UsageError if no function can be made of the device."""
+    try:
+        device.check()
+    except NodmaError:
+        raise
+    except Exception as error:
+        log.info("a traceback", exc_info=True)
+        raise UsageError(f"the device cannot be served: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
