@@ -58,18 +58,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what boots no kernel of the test's choice, and give the debug kernel the time that it needs."""
     chosen = on_debug_kernel(config)
-    if not chosen:
-        items[:] = [item for item in items if not item.get_closest_marker("needs_debug_kernel")]
-        return
-    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    for item in here:
-        boots = {"kernel", "newest"} & {*getattr(item, "fixturenames", ())}
-        about_another = item.get_closest_marker("distribution_kernel")
-        too_long = chosen == "some" and not item.get_closest_marker("quick_on_debug")
-        if not boots or about_another or too_long:
-            items.remove(item)
-        elif mark := item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(mark.args[0] * debug_kernel.SLOWNESS), append=False)
+    left_out = []
+    for item in items:
+        if not item.path.is_relative_to(Path(__file__).parent):
+            continue
+        if not chosen:
+            runs = not item.get_closest_marker("needs_debug_kernel")
+        else:
+            runs = bool({"kernel", "newest"} & {*getattr(item, "fixturenames", ())})
+            runs &= not item.get_closest_marker("distribution_kernel")
+            runs &= chosen == "all" or bool(item.get_closest_marker("quick_on_debug"))
+            if mark := item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(mark.args[0] * debug_kernel.SLOWNESS), append=False)
+        if not runs:
+            left_out.append(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

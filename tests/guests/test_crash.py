@@ -57,6 +57,7 @@ def check_records(lab: Any, kernel: Kernel, image: Path, flushed: int) -> None:
     assert run.outside == 0
 
 
+@pytest.mark.quick_on_debug
 def test_io_ends_in_errors_and_all_that_was_flushed_survives(lab: Any, kernel: Kernel) -> None:
     """QEMU sees the end of a stream that was read to its end; see below for what it does otherwise."""
     image = lab.image()

@@ -176,6 +176,7 @@ class Guest:
             return outcome
 
 
+@pytest.mark.quick_on_debug
 def test_a_device_that_is_gone_or_says_it_is_ready_is_let_go_of(lab: Any, kernel: Kernel) -> None:
     """The status of both looks as if a driver had just started them, when it is to be let go of."""
     guest = Guest(lab, kernel, "gone")
@@ -193,6 +194,7 @@ def test_a_device_that_is_gone_or_says_it_is_ready_is_let_go_of(lab: Any, kernel
     )
 
 
+@pytest.mark.quick_on_debug
 def test_descriptors_that_a_device_writes_over_cost_that_device_only(lab: Any, kernel: Kernel) -> None:
     guest = Guest(lab, kernel, "tampered", shape=Shape(cpus=2))
     device = Chaining()
@@ -211,6 +213,7 @@ def test_descriptors_that_a_device_writes_over_cost_that_device_only(lab: Any, k
     assert re.search("virtio1: nodma: the device (has changed its descriptors|asks for a reset|returned what)", said)
 
 
+@pytest.mark.quick_on_debug
 def test_nothing_waits_without_a_bound_for_a_device(lab: Any, newest: Kernel) -> None:
     """Resets that are ignored, requests that are never answered, a configuration that never settles."""
     guest = Guest(lab, newest, "stuck")
