@@ -287,7 +287,7 @@ def test_queues_that_could_not_be_served_are_refused_before_it_is_ready(tmp_path
 
 def test_a_device_process_is_small(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "s"
-    with serving("-s", path, "--image", image) as (process, _), open_disk(path) as disk:
+    with serving("-s", path, "--image", image, "--auditable") as (process, _), open_disk(path) as disk:
         for _ in range(20):
             disk.pread(1 << 20, 0)
         view = ProcessView(process.pid)
@@ -297,7 +297,7 @@ def test_a_device_process_is_small(tmp_path: Path, image: Path) -> None:
 
 def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "s"
-    with serving("-s", path, "--image", image) as (process, _):
+    with serving("-s", path, "--image", image, "--auditable") as (process, _):
         before = None
         for number in range(5):
             with open_disk(path) as disk:

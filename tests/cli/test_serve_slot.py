@@ -118,7 +118,7 @@ def test_a_file_says_the_same_for_people(place: Path) -> None:
 
 
 def test_each_process_holds_the_one_window_and_no_other_memory(place: Path) -> None:
-    with serving(place, "--slot", "--share", "--pool", "2M", *PAIR) as (process, _):
+    with serving(place, "--slot", "--share", "--auditable", "--pool", "2M", *PAIR) as (process, _):
         views = [ProcessView(pid) for pid in children(process.pid).values()]
         windows = [[mapped for mapped in view.maps() if mapped.writable_shared] for view in views]
         assert [[mapped.size for mapped in mine] for mine in windows] == [[2 << 20], [2 << 20]]

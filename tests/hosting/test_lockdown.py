@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import secrets
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from nodma.errors import Unavailable
 from nodma.hosting import lockdown
 
+ORDINARY_USER = ("unshare", "--user") if os.geteuid() == 0 else ()
+"""In a user namespace without any mapping, root's processes keep their user, and lose all privileges."""
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 
 STATE = """
@@ -66,3 +69,34 @@ def test_a_core_file_has_nothing_of_the_window(tmp_path: Path, auditable: bool) 
 def test_a_kernel_that_refuses_is_reported() -> None:
     with pytest.raises(Unavailable, match=r"the kernel refused prctl\(38, 2\): Invalid argument"):
         lockdown._prctl(38, 2)
+
+
+INSPECT = """
+import sys
+from pathlib import Path
+from nodma.errors import Unavailable
+from nodma.hosting.process import Served
+from nodma.procfs import ProcessView
+with Served("blk", "-s", sys.argv[1] + "/s", "--image", sys.argv[1] + "/image", *sys.argv[2:]) as served:
+    status = Path(f"/proc/{served.pid}/status").read_text()
+    print("NoNewPrivs:\\t1\\n" in status, served.ready["auditable"])
+    for look in (ProcessView.maps, ProcessView.descriptors):
+        try:
+            print(len(look(ProcessView(served.pid))) > 0)
+        except Unavailable as error:
+            print(str(error).partition(".")[0].partition(": ")[2])
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--auditable"]])
+def test_an_ordinary_user_may_inspect_a_served_disk_only_if_it_is_auditable(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    done = subprocess.run(
+        [*ORDINARY_USER, sys.executable, "-c", INSPECT, str(tmp_path), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    expected = ["True", "True"] if options else ["Permission denied", "Permission denied"]
+    assert done.stdout.splitlines() == [f"True {bool(options)}", *expected], done.stderr
