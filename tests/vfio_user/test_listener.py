@@ -39,7 +39,7 @@ def test_a_socket_in_use_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> N
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
-    with pytest.raises(UsageError, match="exists and is no socket"):
+    with pytest.raises(UsageError, match="exists and is not a socket"):
         make_listener(path)
     assert path.read_text() == "data"
 
@@ -64,12 +64,12 @@ def test_an_inherited_listener_is_adopted(tmp_path: Path) -> None:
 
 
 def test_a_descriptor_that_is_no_listening_socket_is_refused() -> None:
-    with pytest.raises(UsageError, match="descriptor 9999 is no socket: Bad file descriptor"):
+    with pytest.raises(UsageError, match="descriptor 9999 is not a socket: Bad file descriptor"):
         adopt_listener(9999)
     read_end, write_end = os.pipe()
-    with pytest.raises(UsageError, match="is no socket"):
+    with pytest.raises(UsageError, match="is not a socket"):
         adopt_listener(read_end)
-    with socket.socket(socket.AF_UNIX) as plain, pytest.raises(UsageError, match="is no listening UNIX stream"):
+    with socket.socket(socket.AF_UNIX) as plain, pytest.raises(UsageError, match="is not a listening UNIX stream"):
         adopt_listener(plain.fileno())
     os.close(read_end)
     os.close(write_end)

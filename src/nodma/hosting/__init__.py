@@ -1,1 +1,1 @@
-"""Several functions of one PCI slot: what they are to be, and who runs them."""
+"""Device models as processes: assembled, served, signalled, ended; one function or several of one PCI slot."""

@@ -40,7 +40,7 @@ class Keeper(Protocol):
         """Return the generation there is now, and a descriptor of it, the caller's, if it is another than that."""
 
     def renew(self) -> None:
-        """Make a fresh window; those who have the old one keep it until they let it go."""
+        """Make a fresh window; those who have the old one keep it until they close it."""
 
 
 class PoolKeeper:

@@ -69,15 +69,15 @@ def make_listener(path: Path, *, mode: int = 0o600, group: int = -1) -> Listener
 
 
 def adopt_listener(fd: int) -> Listener:
-    """Take a listening UNIX socket over. Raises UsageError if ``fd`` is none."""
+    """Take a listening UNIX socket over. Raises UsageError if ``fd`` is not one."""
     try:
         sock = socket.socket(fileno=fd)
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise UsageError(f"descriptor {fd} is no socket: {error.strerror}") from error
+        raise UsageError(f"descriptor {fd} is not a socket: {error.strerror}") from error
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not listening:
         sock.detach()
-        raise UsageError(f"descriptor {fd} is no listening UNIX stream socket")
+        raise UsageError(f"descriptor {fd} is not a listening UNIX stream socket")
     sock.set_inheritable(False)
     name = sock.getsockname()
     return Listener(sock, name if isinstance(name, str) else os.fsdecode(name))
@@ -87,7 +87,7 @@ def _clear(path: Path) -> None:
     """Remove a dead socket from ``path``."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Unavailable(f"{path} exists and is no socket: it is left alone; name another path")
+            raise Unavailable(f"{path} exists and is not a socket: it is left alone; name another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
