@@ -143,8 +143,9 @@ def test_a_conversation_ends_when_its_time_is_over(pair: Pair) -> None:
     theirs.sendall(read(1, 4))
     connection.receive()
     theirs.sendall(read(2, 4))
-    connection.serve_accesses(registers, LIMIT, PAST)
+    assert connection.serve_accesses(registers, LIMIT, PAST)  # so that others have their turn
     assert registers.calls == [("read", 0, 4, 4)]
+    assert not connection.serve_accesses(registers, LIMIT, LATER)  # the client fell silent
 
 
 def test_a_conversation_ends_when_there_is_work(pair: Pair) -> None:

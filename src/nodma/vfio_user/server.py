@@ -268,8 +268,8 @@ class Server:
             and not (self._loop.stopping or self.endpoint.main_thread_must_interrupt)
         ):
             seen = connection.messages_seen
-            connection.serve_accesses(self.endpoint, self._commands.access_limit, until)
-            if self._take_messages(connection, until):
+            over = connection.serve_accesses(self.endpoint, self._commands.access_limit, until)
+            if over or self._take_messages(connection, until):
                 return True
         return False
 

@@ -32,7 +32,7 @@ cdef class Connection:
     @cython.locals(count="Py_ssize_t")
     cpdef bint receive(self, bint wait=*) except -1
 
-    cpdef serve_accesses(self, endpoint, long long limit, double until)
+    cpdef bint serve_accesses(self, endpoint, long long limit, double until) except -1
 
     @cython.locals(
         begin="Py_ssize_t", end="Py_ssize_t", msg_id="unsigned short", command="unsigned short", size="Py_ssize_t",

@@ -117,18 +117,20 @@ class Connection:
                 raise ProtocolError(f"a message brings more than {MAX_FDS} descriptors")
         return True
 
-    def serve_accesses(self, endpoint: Endpoint, limit: int, until: float) -> None:
+    def serve_accesses(self, endpoint: Endpoint, limit: int, until: float) -> bool:
         """Answer register accesses as they come, each by one receive and one send.
 
         Ends at ``until`` (by time.monotonic), and before that when the client says something else, or nothing
-        for RECEIVE_TIMEOUT, or when the endpoint has work to do. Raises Disconnected at the end of the stream.
+        for RECEIVE_TIMEOUT, or when the endpoint has work to do. Returns whether it is ``until``. Raises Disconnected
+        at the end of the stream.
         """
         service = endpoint.service
         if self.answer_accesses(endpoint, limit, until):
-            return
+            return True
         while self._begin == self._end and not self._out and not service() and self.receive(True):
             if self.answer_accesses(endpoint, limit, until):
-                return
+                return True
+        return False
 
     def answer_accesses(self, endpoint: Endpoint, limit: int, until: float) -> bool:
         """Answer what comes next as long as it is a REGION_READ or REGION_WRITE of up to ``limit`` bytes.
