@@ -7,6 +7,7 @@ import random
 import resource
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -96,10 +97,20 @@ def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stepped]:
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(stepped: Stepped, count_descriptors: Callable[[], int]) -> Iterator[None]:
     assert stepped.serves()
+    all_closed(stepped)
     before = count_descriptors()
     yield
     assert stepped.serves()
+    all_closed(stepped)
     assert count_descriptors() == before
+
+
+def all_closed(stepped: Stepped) -> None:
+    """Wait until what clients left is closed, where nobody else waits for it."""
+    deadline = time.monotonic() + 60
+    while stepped.server.descriptors.backlog:
+        assert time.monotonic() < deadline
+        stepped.settle()
     assert stepped.image.read_bytes() == stepped.contents
 
 
@@ -206,7 +217,7 @@ def test_descriptors_cannot_be_parked_piece_by_piece(
     stepped: Stepped, count_descriptors: Callable[[], int], size: int
 ) -> None:
     """Each piece of a message may bring as many as a message may; a client that goes on so is let go, with them."""
-    stepped.settle()
+    all_closed(stepped)
     before = count_descriptors()
     with stepped.connect() as sock, Path(os.devnull).open() as nothing:
         sock.sendall(HELLO)
@@ -218,6 +229,7 @@ def test_descriptors_cannot_be_parked_piece_by_piece(
                 stepped.settle()
                 assert count_descriptors() < before + 60
         assert not stepped.server.connected
+    all_closed(stepped)
     assert count_descriptors() == before
     assert stepped.serves()
 

@@ -51,6 +51,25 @@ def test_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
         make_listener(tmp_path / "missing" / "s")
 
 
+def test_a_socket_file_that_went_meanwhile_is_nothing_to_remove(tmp_path: Path) -> None:
+    listener = make_listener(tmp_path / "s")
+    listener.socket.close()
+    (tmp_path / "s").unlink()
+    listener.remove()
+
+
+def test_a_group_that_the_socket_cannot_be_given_to_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*words: object, **more: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(UsageError, match=r"cannot give the socket .* to group 12345: Operation not permitted"):
+        make_listener(tmp_path / "s", group=12345)
+    assert not (tmp_path / "s").exists()
+
+
 def test_an_inherited_listener_is_adopted(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(tmp_path / "s"))

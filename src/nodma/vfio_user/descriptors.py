@@ -176,7 +176,7 @@ def _is_memory(fd: int) -> bool:
     return True
 
 
-def _close_output() -> None:
+def _close_output() -> None:  # pragma: no cover - nothing is measured any more
     """Let whoever reads our output see its end, even while a stuck child has the same descriptors. The last thing."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
@@ -196,7 +196,7 @@ def _clone_and_close(fds: list[int]) -> int:
     c = ctypes.PyDLL(None)  # keeps Python's lock, which nobody could give back to the child
     zero = ctypes.c_long(0)
     pid: int = c.syscall(ctypes.c_long(_CLONE), ctypes.c_long(_CLONE_FILES | signal.SIGCHLD), zero, zero, zero, zero)
-    if pid == 0:
+    if pid == 0:  # pragma: no cover - nothing measures this child
         try:
             c.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             for fd in fds:
