@@ -59,7 +59,7 @@ class Examination:
     elsewhere: list[str] = field(default_factory=list)
     """Other processes that hold guest memory."""
     unanswered: list[int] = field(default_factory=list)
-    """Other processes that could not be looked at in time, because they hang."""
+    """Other processes that could not be inspected in time, because they hang."""
 
     @property
     def findings(self) -> list[str]:
@@ -186,7 +186,7 @@ def _why_opaque(item: Descriptor, processes: int) -> str:
     if item.file.device == processes:
         return "a file of /proc, which may lead to any process's memory"
     if kind == "socket" and item.queued is None:
-        return "which is not a UNIX socket (or Linux is older than 5.6): what is queued in it cannot be told"
+        return "which is not a UNIX socket (or Linux is older than 5.6): what is queued in it is unknown"
     if kind in ("socket", "pipe") or (kind == "anon_inode" and name in _HARMLESS_ANONYMOUS) or item.ring:
         return ""
     if stat.S_ISCHR(item.mode):
@@ -209,7 +209,7 @@ def _ring(
     files = {item.target for item in descriptors if not _is_memory(item.target)}
     for file in ring.ring.files:
         if file not in files:
-            yield f"{name} has the file {file} registered, which is not among the open ones that can be told apart"
+            yield f"{name} has the file {file} registered, which no descriptor identifies"
     fine = [mapped for mapped in maps if mapped.file == window or mapped.anonymous]
     for address, size in ring.ring.buffers:
         if not _covered(address, address + size, fine):

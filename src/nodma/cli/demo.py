@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from nodma.cli.json_line import echo_json
-from nodma.demo.story import Findings, tell
+from nodma.demo.story import Findings, run_demo
 from nodma.units import show_size
 
 _KILLED = 128
 """What a shell adds to the number of the signal that ended a command."""
 _WIDTH = 100
-"""Columns to fill where there is no terminal to ask."""
+"""Columns to use where the output is not a terminal."""
 
 
 @click.command()
@@ -32,7 +32,7 @@ _WIDTH = 100
 def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
     """Serve an ext4 disk from one process, use it from another, and show who holds which memory.
 
-    Exits 0 only if all held that is shown, and leaves nothing behind.
+    Exits with 0 only if everything that it shows holds, and leaves nothing behind.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(_KILLED + number))
@@ -40,7 +40,7 @@ def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH)
     with tempfile.TemporaryDirectory(prefix="nodma-demo-") as directory, _bar(console, as_json) as bar:
-        found = tell(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
+        found = run_demo(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
     if as_json:
         echo_json(dataclasses.asdict(found))
     else:
@@ -104,7 +104,7 @@ def _show(console: Console, found: Findings) -> None:
         ("offered by DMA_MAP", _offered(found)),
         ("private memory", f"{found.resident / 2**20:.1f} MiB resident beside the window"),
         ("searched", f"{found.searched / 1e6:.1f} MB, all that it has mapped; {found.unread} bytes cannot be read"),
-        *([("not looked at", f"{found.unanswered} other processes, which hang")] if found.unanswered else []),
+        *([("not inspected", f"{found.unanswered} other processes, which hang")] if found.unanswered else []),
     )
     pool, device = found.pool, found.device["device"]
     rows(

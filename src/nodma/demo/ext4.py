@@ -32,12 +32,12 @@ def make_image(image: Path, tree: Path, size: int) -> None:
 
 
 def check_image(image: Path) -> str:
-    """Check the whole file system, changing nothing; gives e2fsck's summary. Raises UsageError if it is broken."""
+    """Check the whole file system, changing nothing, and return e2fsck's summary. Raises UsageError if it is broken."""
     return _run([require("e2fsck", _PACKAGE), "-f", "-n", str(image)]).strip().splitlines()[-1]
 
 
 def blocks_of(image: Path, paths: list[str], work: Path) -> dict[str, list[int]]:
-    """Tell which blocks of the image the files at ``paths`` have, in the order of their contents."""
+    """Return the blocks of the image that the files at ``paths`` have, in the order of their contents."""
     commands = work / "blocks.debugfs"
     commands.write_text("".join(f'blocks "/{path}"\n' for path in paths))
     output = _run([require("debugfs", _PACKAGE), "-f", str(commands), str(image)])

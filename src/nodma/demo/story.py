@@ -27,7 +27,7 @@ _RAM: Final = 32 << 20
 _RAM_ADDRESS: Final = 0x1_0000_0000
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how far it is, and how far it goes."""
+"""Called with what is being done, how far it is, and where it ends."""
 
 
 class DemoError(NodmaError):
@@ -66,7 +66,7 @@ class Findings:
     checks: list[str] = field(default_factory=list)
 
 
-def tell(work: Path, *, files: int, pool: str, requests: int, progress: Progress) -> Findings:
+def run_demo(work: Path, *, files: int, pool: str, requests: int, progress: Progress) -> Findings:
     """Run the whole demo in the empty directory ``work``. Raises NodmaError where something does not hold."""
     found = Findings()
     image, socket = work / "disk.img", work / "disk.sock"
@@ -151,7 +151,7 @@ def _read_all(disk: BlockDisk, image: Path, found: Findings, progress: Progress)
 def _write_back(
     disk: BlockDisk, tree: Tree, chosen: list[str], blocks: dict[str, list[int]], found: Findings, progress: Progress
 ) -> dict[str, str]:
-    """Overwrite files in place, block by block; gives what each file's digest must now be."""
+    """Overwrite files in place, block by block; return the digest that each file must now have."""
     source = random.Random(20260804)  # noqa: S311 - contents that are the same each time
     digests, spent = dict(tree.digests), 0.0
     for number, path in enumerate(chosen, 1):
@@ -188,7 +188,7 @@ def _runs(numbers: list[int], size: int) -> list[tuple[int, int, int]]:
 
 
 def _random_reads(disk: BlockDisk, count: int, found: Findings, progress: Progress) -> None:
-    """Read 4 KiB here and there, 32 requests at a time, sleeping for interrupts."""
+    """Read 4 KiB at random places, 32 requests at a time, sleeping until interrupted."""
     source = random.Random(1)  # noqa: S311 - the same order each time
     last = disk.size // _RANDOM_READ
     buffers = [bytearray(_RANDOM_READ) for _ in range(_DEPTH)]
@@ -200,7 +200,7 @@ def _random_reads(disk: BlockDisk, count: int, found: Findings, progress: Progre
             sent += 1
         done += len(disk.wait())
         if not done % 1024:
-            progress("reading 4 KiB here and there", done, count)
+            progress("reading 4 KiB at random places", done, count)
     found.requests_rate = count / (time.perf_counter() - begin)
 
 

@@ -34,7 +34,7 @@ class Tree:
 
 
 def make_tree(root: Path, files: int, progress: Callable[[int], None]) -> Tree:
-    """Fill ``root`` until there are ``files`` files; ``progress`` is told how many there are."""
+    """Fill ``root`` until there are ``files`` files; ``progress`` is called with their number."""
     root.mkdir()
     package = Path(nodma.__file__).parent
     shutil.copytree(package, root / "nodma", ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.c"))
@@ -54,7 +54,7 @@ def make_tree(root: Path, files: int, progress: Callable[[int], None]) -> Tree:
 
 
 def digest_tree(root: Path) -> dict[str, str]:
-    """Give the SHA-256 of each file below ``root``, by its path from there."""
+    """Return the SHA-256 of each file below ``root``, by its path from there."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))

@@ -1,7 +1,7 @@
 """The proof: a guest whose memory anyone could map, and a device process that did not.
 
 The machine's memory is a memfd that QEMU hands to every device, the worst case there is. The guest fills it with a
-canary, frees half of it, uses its disk, and writes a marker as the last thing. Then both processes are looked at from
+canary, frees half of it, uses its disk, and writes a marker as the last thing. Then both processes are inspected from
 outside. The canary must be in QEMU's memory, and the marker in the device's: so the search finds what is there. The
 canary must be nowhere in the device's.
 """
@@ -169,7 +169,7 @@ def _none(says: str, findings: list[str]) -> Check:
 def _guest_memory_and_window(maps: list[MappedRange]) -> tuple[set[FileIdentity], FileIdentity]:
     """Return the memory and the window that QEMU maps, of which a device process may have the latter only.
 
-    A mapping may be in several parts. Raises GuestError if there is not the memory that QEMU was told to make, or not
+    A mapping may be in several parts. Raises GuestError if QEMU does not map the memory that it should, or not exactly
     one window.
     """
     sizes: Counter[FileIdentity] = Counter()
@@ -180,7 +180,9 @@ def _guest_memory_and_window(maps: list[MappedRange]) -> tuple[set[FileIdentity]
         elif mapped.shared and mapped.name.startswith("/memfd:"):
             sizes[mapped.file] += mapped.size
     if max(sizes.values(), default=0) < _MEMORY << 20:
-        raise GuestError("QEMU does not map the guest's memory as it was told to: there is nothing to prove")
+        raise GuestError(
+            f"QEMU does not map {_MEMORY} MiB of shared guest memory, as its command line says: nothing can be proved"
+        )
     if len(windows) != 1:
         raise GuestError(f"QEMU maps {len(windows)} windows of device processes, expected one")
     return set(sizes), windows.pop()

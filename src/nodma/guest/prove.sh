@@ -1,4 +1,4 @@
-# Fill memory with the canary, free half of it, use the disk with what was freed, and wait to be looked at.
+# Fill memory with the canary, free half of it, use the disk with what was freed, and wait to be inspected.
 set -e
 mount -t tmpfs -o size=100% tmpfs /mnt
 block=/mnt/block

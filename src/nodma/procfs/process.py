@@ -303,7 +303,7 @@ def _is_open_in(task: Path, files: frozenset[FileIdentity]) -> bool:
     for link in (task / "fd").iterdir():
         with contextlib.suppress(OSError):
             inode = _INODE.search((task / "fdinfo" / link.name).read_bytes())
-            if inode and int(inode[1]) not in inodes:  # Linux before 5.14 does not tell
+            if inode and int(inode[1]) not in inodes:  # absent before Linux 5.14
                 continue
             status = link.stat()
             if FileIdentity(status.st_dev, status.st_ino) in files:
@@ -312,7 +312,7 @@ def _is_open_in(task: Path, files: frozenset[FileIdentity]) -> bool:
 
 
 def _same_descriptors(task: int, other: int) -> bool:
-    """Whether two threads have one descriptor table; False if the kernel does not tell."""
+    """Whether two threads have one descriptor table; False if the kernel cannot say."""
     return bool(ctypes.CDLL(None).syscall(_KCMP, task, other, _KCMP_FILES, 0, 0) == 0)
 
 

@@ -59,7 +59,7 @@ class MappedRange:
 
     @property
     def anonymous(self) -> bool:
-        """Whether it is private memory behind which there is no file."""
+        """Whether it is private memory that maps no file."""
         return not self.shared and not self.file.inode
 
     @property
