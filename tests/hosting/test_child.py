@@ -218,3 +218,24 @@ def test_lines_that_are_too_long_are_left_out() -> None:
     assert lines.feed(b"x\none\n" + b"y" * (LINE_BYTES + 1)) == [b"one"]
     assert lines.feed(b"y" * LINE_BYTES) == []
     assert lines.feed(b"\ntwo\n" + b"z" * (LINE_BYTES + 1) + b"\nthree\n") == [b"two", b"three"]
+
+
+def test_a_wakeup_for_nothing_and_a_pipe_that_fails(supervise: MakeSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with supervise(GOOD) as supervisor:
+        child = supervisor.children[0]
+        assert child.listen()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "read", fail)
+            assert not child.listen()
+
+
+def test_what_a_process_says_last_is_taken_to_the_end_and_not_for_ever(
+    supervise: MakeSupervisor, died: list[tuple[int, int]]
+) -> None:
+    flood = READY + "import sys\nsys.stdout.write('x\\n' * 30000)\nsys.stdout.flush()\n" + END
+    with supervise(flood, GOOD) as supervisor:
+        step_until(supervisor, lambda: died)
+        assert supervisor.children[0].end == {"event": "end", "all": "done"}

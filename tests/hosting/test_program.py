@@ -16,6 +16,7 @@ import pytest
 from nodma import Device, Layout, Queue, le32, main
 from nodma.driver import VfioUserBus, VirtioPci
 from nodma.errors import UsageError
+from nodma.hosting import program
 
 
 class Sides(Layout):
@@ -171,3 +172,45 @@ def test_a_keeper_that_is_no_socket(tmp_path: Path) -> None:
         said = process.communicate(timeout=30)[1]
     assert (process.returncode, said.split(":")[:2]) == (2, ["nodma", " error"])
     assert "--slot-fd and --pool-owner are wrong" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "nodma: error: cannot write to <it>: No space left on device\n"),
+        (BrokenPipeError(32, "Broken pipe"), ""),
+    ],
+)
+def test_what_stdout_still_holds_is_written_while_that_can_be_said(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    class Failing:
+        name = "<it>"
+
+        def flush(self) -> None:
+            raise error
+
+        def fileno(self) -> int:
+            return spare
+
+    spare = os.dup(0)
+    told: list[str] = []
+    monkeypatch.setattr(program.output, "say_error", lambda text: told.append(f"nodma: error: {text}\n"))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", ["nothing"])
+        patched.setattr(sys, "stdout", Failing())
+        with pytest.raises(SystemExit) as ended:
+            program.run(click.Command("nothing", callback=lambda: None), "nothing")
+    os.close(spare)
+    assert (ended.value.code, "".join(told)) == (1, said)
+
+
+def test_a_command_says_how_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    for callback, code in ((lambda: sys.exit(3), 3), (lambda: sys.exit("text"), 1), (interrupted, 130)):
+        monkeypatch.setattr(sys, "argv", ["x"])
+        with pytest.raises(SystemExit) as ended:
+            program.run(click.Command("x", callback=callback))
+        assert ended.value.code == code
