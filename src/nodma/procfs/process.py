@@ -57,7 +57,7 @@ class ProcessView:
     def descriptors(self) -> list[Descriptor]:
         """Return all that is open in any thread; what several threads have once."""
         found: dict[tuple[int, FileIdentity, str], Descriptor] = {}
-        for task in self._descriptor_tables():
+        for task in self.descriptor_tables():
             with contextlib.suppress(FileNotFoundError):  # the thread is gone
                 for fd in self._numbers(self._proc / "task" / str(task) / "fd"):
                     if item := self._descriptor(task, fd):
@@ -120,7 +120,7 @@ class ProcessView:
                 states.add(line[line.rindex(b")") + 2 :][:1].decode())
         return states
 
-    def _descriptor_tables(self) -> list[int]:
+    def descriptor_tables(self) -> list[int]:
         """Return a thread for each descriptor table: all threads have one in common, or else each its own."""
         tables: list[int] = []
         for task in self.tasks():
@@ -289,11 +289,11 @@ def holders(
 def _how_held(pid: int, files: frozenset[FileIdentity]) -> str:
     needles = [b" %02x:%02x %d " % (os.major(file.device), os.minor(file.device), file.inode) for file in files]
     own = Path("/proc") / str(pid)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, Unavailable):
         text = (own / "maps").read_bytes()
         if any(needle in text for needle in needles):
             return "maps it"
-        if any(_is_open_in(task, files) for task in (own / "task").iterdir()):
+        if any(_is_open_in(own / "task" / str(task), files) for task in ProcessView(pid).descriptor_tables()):
             return "has it open"
     return ""
 
