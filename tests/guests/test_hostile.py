@@ -195,11 +195,11 @@ def test_a_device_that_is_gone_or_says_it_is_ready_is_let_go_of(lab: Any, kernel
     )
 
 
-@pytest.mark.quick_on_debug
 UNMAPPING = re.compile(r"DMA-API: .*device driver tries to free DMA memory|WARNING: .* at kernel/dma/debug.c")
 """What a debug kernel says when virtio_ring follows the device's chain, before anybody else learns of it."""
 
 
+@pytest.mark.quick_on_debug
 def test_descriptors_that_a_device_writes_over_cost_that_device_only(
     lab: Any, kernel: Kernel, consoles: list[Console]
 ) -> None:
