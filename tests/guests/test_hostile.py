@@ -255,6 +255,7 @@ def test_nothing_waits_without_a_bound_for_a_device(lab: Any, newest: Kernel) ->
     assert "configuration does not settle" in said
 
 
+@pytest.mark.distribution_kernel  # the debug kernel has the driver built in
 def test_loading_beside_a_driver_that_waits_forever_is_bounded(lab: Any, newest: Kernel) -> None:
     blk = {f"blk/{name}": content for name, content in newest.files_of(["virtio_blk"]).items() if "virtio_blk" in name}
     job = Job(
