@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 demo: setup ## Show a disk that cannot touch guest memory at work
 	@$(BIN)/nodma demo
 
-test: setup lint unit sanitize e2e guests guests-debug-some ## Lint, types, contracts, tests, the demo with a small image, real guests
+test: setup lint unit sanitize coverage e2e guests guests-debug-some ## Lint, types, contracts, tests, the demo with a small image, real guests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -33,7 +33,6 @@ lint: setup
 
 unit: setup
 	$(BIN)/pytest --ignore=tests/guests
-	NODMA_PURE=1 $(BIN)/pytest -q tests/device tests/pci_function tests/vfio_user tests/driver
 
 sanitize: setup ## Run the unit tests of what is compiled with AddressSanitizer and UndefinedBehaviorSanitizer
 	tools/sanitize.sh $(BIN)

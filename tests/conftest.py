@@ -32,7 +32,7 @@ from nodma.vfio_user import Server
 from nodma.vfio_user.listener import make_listener
 
 settings.register_profile("nodma", deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
-settings.register_profile("mutants", settings.get_profile("nodma"), max_examples=20, derandomize=True)
+settings.register_profile("brief", settings.get_profile("nodma"), max_examples=20, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "nodma"))
 
 ROOT = Path(__file__).parents[1]

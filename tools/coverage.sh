@@ -12,8 +12,8 @@ packages="ring device pci_function vfio_user window hosting"
 rm -rf build/coverage
 mkdir -p build/coverage
 # Children are found by the same settings, wherever they are started.
-export COVERAGE_RCFILE="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/build/coverage/data" NODMA_PURE=1
-"$bin/coverage" run -m pytest -q -p no:cacheprovider \
+export COVERAGE_RCFILE="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/build/coverage/data" NODMA_PURE=1 HYPOTHESIS_PROFILE=brief
+"$bin/coverage" run -m pytest -q -p no:cacheprovider -o timeout=300 \
     tests/ring tests/device tests/pci_function tests/vfio_user tests/window tests/hosting tests/driver \
     tests/cli/test_serve.py tests/cli/test_serve_slot.py
 "$bin/coverage" combine -q

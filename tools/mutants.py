@@ -90,7 +90,7 @@ def run(place: Path, limit: float | None, children: int) -> bool:
     environment = {
         **os.environ,
         "NODMA_PURE": "1",
-        "HYPOTHESIS_PROFILE": "mutants",
+        "HYPOTHESIS_PROFILE": "brief",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     with log.open("w") as output:
