@@ -29,7 +29,7 @@ def kernel(tmp_path: Path) -> Kernel:
     make("virtio_blk.ko.xz", "virtio")
     make("crc32c_generic.ko", place="crypto", said=b"alias=crypto-crc32c\0alias=crc32c\0")
     make("jbd2.ko", place="fs")
-    wishes = b"softdep=pre: crc32c absent post: late\0alias=fs-ext3\0alias=fs-ext4\0"
+    wishes = b"softdep=pre: crypto-crc32c absent post: late\0alias=fs-ext3\0alias=fs-ext4\0"
     make("ext4.ko.xz", "jbd2", place="fs", said=wishes)
     image = tmp_path / "vmlinuz"
     image.touch()
@@ -49,7 +49,7 @@ def test_what_is_built_in_is_not_loaded(kernel: Kernel) -> None:
 
 
 def test_what_a_driver_only_wishes_for_comes_along_if_it_is_there(kernel: Kernel) -> None:
-    """ext4 names crc32c, which is an alias, in a softdep; and others that this kernel does not have."""
+    """ext4 names crypto-crc32c, which is an alias, in a softdep; and others that this kernel does not have."""
     assert list(kernel.files_of(["ext4"])) == ["crc32c_generic.ko", "jbd2.ko", "ext4.ko"]
 
 

@@ -85,7 +85,8 @@ class Kernel:
                 raise Unavailable(f"kernel {self.release} has no driver {name}")
             content = _read_module(path)
             for wanted in _soft_dependencies(content):
-                for soft in [wanted] if self.has(wanted) else self._with_alias(wanted):
+                module = wanted.replace("-", "_")
+                for soft in [module] if self.has(module) else self._with_alias(wanted):
                     visit(soft)
             for needed in _words_of(_DEPENDS, content, b","):
                 visit(needed.replace("-", "_"))
@@ -213,7 +214,7 @@ def _words_of(field: re.Pattern[bytes], content: bytes, separator: bytes | None)
 
 
 def _soft_dependencies(content: bytes) -> list[str]:
-    """Return what a module would like to have loaded before it."""
+    """Return what a module would like to have loaded before it: modules, or aliases of some."""
     found = []
     for said in _SOFTDEP.findall(content):
         before = False
@@ -221,7 +222,7 @@ def _soft_dependencies(content: bytes) -> list[str]:
             if word.endswith(":"):
                 before = word == "pre:"
             elif before:
-                found.append(word.replace("-", "_"))
+                found.append(word)
     return found
 
 
