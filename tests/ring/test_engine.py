@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from nodma.builds import load_interpreted
-from nodma.ring import DriverRing, RingLayout
+from nodma.ring import PAUSED, DriverRing, RingLayout, syscalls
 from nodma.window import Window
 
 LAYOUT = RingLayout.packed_at(0, 16)
@@ -90,6 +91,7 @@ def test_a_vector_whose_signal_had_to_be_interrupted_is_given_up(engine: Any, mo
 
     def signal(fd: int) -> int:
         signalled.append(fd)
+        assert engine.signalling, "whoever waits for the thread sees where it is"
         return -load_interpreted("nodma.ring.engine").syscalls.EINTR if fd == 1000 else 0
 
     monkeypatch.setattr("nodma.ring.syscalls.signal", signal)
@@ -100,6 +102,74 @@ def test_a_vector_whose_signal_had_to_be_interrupted_is_given_up(engine: Any, mo
     engine.ring.add_used(0, 0)
     engine.publish_and_interrupt()
     os.close(wakeup)
+
+
+def test_an_idle_loop_waits_and_does_not_spin(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it found nothing, polled in vain, and asked for a notification."""
+    waits: list[bool] = []
+
+    def wait() -> None:
+        waits.append(engine.ring.pending())
+        engine.pause()
+
+    monkeypatch.setattr(engine, "_wait", wait)
+    assert engine.loop() == PAUSED
+    assert waits == [False]
+
+
+def test_a_loop_that_finds_a_request_after_asking_for_a_notification_does_not_wait(
+    engine: Any, window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled: list[int] = []
+
+    def arm() -> bool:
+        offer(window)
+        return True
+
+    def handle(count: int) -> None:
+        handled.append(count)
+        engine.pause()
+
+    class Ring:
+        """The ring, whose driver is quick."""
+
+        def __getattr__(self, name: str) -> Any:
+            return arm if name == "arm" else getattr(ring, name)
+
+    ring = engine.ring
+    engine.ring = Ring()
+    monkeypatch.setattr(engine, "handle", handle)
+    monkeypatch.setattr(engine, "_wait", lambda: pytest.fail("it waits for what is there"))
+    assert engine.loop() == PAUSED
+    assert handled == [1]
+    engine.ring = ring
+
+
+def test_a_doorbell_wakes_once_for_each_ring_whoever_drains_it_or_does_not(engine: Any) -> None:
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    engine.watch(bell)
+    for _ in range(2):
+        os.eventfd_write(bell, 1)
+        assert syscalls.wait(engine._epoll, 0) == 1
+        assert syscalls.wait(engine._epoll, 0) == 0, "it would spin until somebody reads"
+    os.close(bell)
+
+
+def test_a_call_that_returns_during_a_pause_is_held_and_says_so(engine: Any) -> None:
+    """Whoever pauses looks for that: the loop then counts as paused until it is let go on, or cancelled."""
+    for end in (engine.resume, engine.cancel):
+        engine.pause()
+        results: list[bool] = []
+        held = threading.Thread(target=lambda results=results: results.append(engine.end_call()))
+        held.start()
+        deadline = time.monotonic() + 30
+        while not engine.in_call():
+            assert time.monotonic() < deadline
+        assert not results
+        end()
+        held.join(30)
+        assert results == [end == engine.resume]
+        assert not engine.in_call()
 
 
 def test_what_an_engine_that_handles_nothing_has_outstanding(engine: Any) -> None:

@@ -6,6 +6,8 @@ import errno
 import os
 import select
 
+import pytest
+
 from nodma.ring import syscalls
 
 BAD = -errno.EBADF
@@ -64,3 +66,20 @@ def test_waiting_ends_with_news_and_after_its_time() -> None:
     syscalls.relax()
     syscalls.give_way()
     assert syscalls.now() >= before
+
+
+def test_flags_reach_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to wait, and to be durable at once, are the caller's to ask for."""
+    seen: list[tuple[int, int, int]] = []
+
+    def called(fd: int, views: object, at: int, flags: int) -> int:
+        seen.append((fd, at, flags))
+        return 4
+
+    monkeypatch.setattr(os, "preadv", called)
+    monkeypatch.setattr(os, "pwritev", called)
+    memory = memoryview(bytearray(8))
+    assert syscalls.read(7, memory, [0], [4], 0, 1, 512, syscalls.NOWAIT) == 4
+    assert syscalls.read(7, memory, [0, 4], [4, 4], 0, 2, 1024, syscalls.NOWAIT) == 4
+    assert syscalls.write(7, memory, [0], [4], 0, 1, 1536, syscalls.DSYNC) == 4
+    assert seen == [(7, 512, os.RWF_NOWAIT), (7, 1024, os.RWF_NOWAIT), (7, 1536, os.RWF_DSYNC)]
