@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,20 @@ def test_an_image_grows_and_does_not_shrink(image: Path) -> None:
         with pytest.raises(UsageError, match="has shrunk from 2097152 to 1048576 bytes"):
             opened.grow()
         assert opened.size == 2 << 20
+
+
+def test_a_file_system_that_does_not_say_how_large_it_is_keeps_nobody(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("nodma.device.image._SIZE_SECONDS", 0.05)
+    with Image(image) as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "lseek", lambda *_: answers.wait(30.0))
+            with pytest.raises(Unavailable, match="its file system does not answer"):
+                opened.grow()
+        answers.set()
+        assert opened.size == 1 << 20
 
 
 def test_closing_twice_is_harmless(image: Path, count_descriptors: Callable[[], int]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import fcntl
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -27,6 +29,8 @@ CLOSE_SECONDS: Final = 20.0
 """How long closing an image waits for what was written to become durable."""
 PIECE: Final = 16 << 20
 """Bytes that one system call discards or zeroes at most: between two of them a request can be cancelled."""
+
+_SIZE_SECONDS: Final = 1.0
 
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
@@ -222,7 +226,7 @@ class Image:
 
         Raises Unavailable if it has shrunk: what is served stays as large as it was.
         """
-        now = os.lseek(self.buffered_fd, 0, os.SEEK_END) // SECTOR * SECTOR
+        now = self._ask_size() // SECTOR * SECTOR
         if now < self.size:
             raise Unavailable(
                 f"the image {self.path} has shrunk from {self.size} to {now} bytes, and a disk in use cannot: it is"
@@ -231,6 +235,21 @@ class Image:
         grown = now > self.size
         self.size = now
         return grown
+
+    def _ask_size(self) -> int:
+        """Return how many bytes there are now; the caller may not wait long, and NFS or FUSE may not answer."""
+        found: list[int] = []
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):
+                found.append(os.lseek(self.buffered_fd, 0, os.SEEK_END))
+
+        thread = threading.Thread(target=ask, name="size", daemon=True)
+        thread.start()
+        thread.join(_SIZE_SECONDS)
+        if not found:
+            raise Unavailable(f"cannot determine the size of the image {self.path}: its file system does not answer")
+        return found[0]
 
     def discard(self, offset: int, length: int, cancelled: Callable[[], bool] = _never) -> None:
         """Give the range back to the file system, as far as it can take it; what is read there is undefined.
