@@ -46,6 +46,43 @@ def test_what_is_neither_file_nor_block_device_is_refused_at_once(tmp_path: Path
             Image(path, read_only=read_only)
 
 
+@pytest.mark.parametrize(
+    ("number", "read_only", "why"),
+    [
+        (errno.EACCES, False, r"no permission to write the image .* \(use --read-only to serve it read-only\)"),
+        (errno.EACCES, True, "no permission to read the image"),
+        (errno.EROFS, False, "cannot open the image .*: Read-only file system .use --read-only"),
+        (errno.EIO, False, "cannot open the image .*: Input/output error$"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_with_what_would_help(
+    image: Path, monkeypatch: pytest.MonkeyPatch, number: int, read_only: bool, why: str
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(Unavailable, match=why):
+        Image(image, read_only=read_only)
+
+
+def test_a_file_system_without_o_direct_says_which_cache_mode_works(
+    image: Path, monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
+) -> None:
+    real = os.open
+
+    def without_direct(path: Any, flags: int, *more: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", without_direct)
+    before = count_descriptors()
+    with pytest.raises(Unavailable, match="may not support O_DIRECT: use --cache writeback"):
+        Image(image, cache=Cache.NONE)
+    assert count_descriptors() == before
+
+
 # Formats
 
 
