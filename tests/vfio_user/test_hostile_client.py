@@ -27,6 +27,7 @@ from nodma.spec.virtio import Descriptor, Status
 from nodma.spec.virtio_blk import BlkRequest
 from nodma.spec.virtio_pci import CommonCfg
 from nodma.vfio_user import Server
+from nodma.vfio_user import descriptors as descriptors_module
 from nodma.vfio_user import server as server_module
 from nodma.vfio_user.commands import Commands
 from nodma.vfio_user.listener import make_listener
@@ -570,4 +571,81 @@ def test_one_message_costs_one_pause(make_served: Any, registers: Any, monkeypat
     assert cost(Cmd.REGION_WRITE, table) == 1
     for flags in (1 | 1 << 3, 1 | 1 << 4, 1 | 1 << 5):  # all vectors masked, unmasked, triggered
         assert cost(Cmd.DEVICE_SET_IRQS, struct.pack("<5I", 20, flags, 2, 0, 4)) == 1
+    served.close()
+
+
+def test_a_client_that_is_gone_before_it_is_accepted_costs_nothing(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone:
+        def accept(self) -> None:
+            raise OSError(103, "Software caused connection abort")
+
+    with stepped.connect() as sock:
+        with monkeypatch.context() as patch:
+            patch.setattr(stepped.server, "_listener", Gone())
+            stepped.loop.step(0)
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        assert stepped.server.connected
+
+
+def test_a_client_that_cannot_be_taken_is_let_go(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    for name in ("Connection", "Commands"):
+        with monkeypatch.context() as patch, stepped.connect() as sock:
+            patch.setattr(server_module, name, out_of_memory)
+            stepped.settle()
+            assert not stepped.server.connected
+            sock.setblocking(True)
+            assert sock.recv(1) == b""
+
+
+def test_whatever_fails_once_a_second_costs_the_client(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with stepped.connect() as sock:
+        sock.sendall(HELLO)
+        stepped.settle(sock)
+        monkeypatch.setattr(stepped.function, "tick", fail)
+        stepped.server._tick()
+        assert not stepped.server.connected
+
+
+def test_a_client_whose_descriptors_pile_up_is_let_go(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted while nothing closes them, and while there are too many nobody is served."""
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors_module, "_CLONE", None)
+        message = Header.codec.pack(2, Cmd.DMA_MAP, 16 + 32, 0, 0) + struct.pack("<IIQQQ", 32, 3, 0, 0, 4096)
+        with stepped.connect() as sock, Path(os.devnull).open() as nothing:
+            sock.sendall(HELLO)
+            stepped.settle(sock)
+            for _ in range(20):
+                with suppress(BrokenPipeError):
+                    socket.send_fds(sock, [message], [nothing.fileno()] * 16)
+                stepped.settle(sock)
+            assert not stepped.server.connected
+        backlog = stepped.server.descriptors.backlog
+        assert server_module.MAX_BACKLOG < backlog <= server_module.MAX_BACKLOG + 32
+        with stepped.connect() as sock:
+            stepped.settle()
+            assert not stepped.server.connected
+    while stepped.server.descriptors.backlog:
+        stepped.server.descriptors.look_after()
+
+
+def test_a_device_that_fails_at_the_end_ends_in_order(make_served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: float) -> None:
+        raise ZeroDivisionError
+
+    served = make_served()
+    with served.connect() as sock:
+        sock.sendall(HELLO)
+        served.loop.step(1.0)
+        monkeypatch.setattr(served.function, "finish", fail)
+        served.server.finish(1.0)
+        assert not served.server.connected
     served.close()
