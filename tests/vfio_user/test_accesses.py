@@ -210,7 +210,8 @@ accesses = st.one_of(
 def played(stream: ModuleType, parts: list[bytes], fds: set[int], *, itself: bool, transfer: int) -> Any:
     """What a client reads, and what the endpoint is asked, with accesses answered by the connection or by none."""
     ours, theirs = socket.socketpair(socket.AF_UNIX)
-    connection = stream.Connection(ours, Descriptors())
+    descriptors = Descriptors()
+    connection = stream.Connection(ours, descriptors)
     registers = Registers()
     commands = Commands(registers, DmaGuard())
     hello = Version.codec.pack(0, 0) + b'{"capabilities":{"max_data_xfer_size":%d}}\0' % transfer
@@ -227,6 +228,11 @@ def played(stream: ModuleType, parts: list[bytes], fds: set[int], *, itself: boo
                 got += theirs.recv(1 << 16, socket.MSG_DONTWAIT)
     connection.close()
     os.close(stray)
+    deadline = time.monotonic() + 30
+    while descriptors.backlog:  # they are closed where nobody else waits for it
+        assert time.monotonic() < deadline
+        descriptors.look_after()
+    descriptors.end()
     return got, registers.calls, connection.messages_seen
 
 

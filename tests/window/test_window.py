@@ -45,6 +45,11 @@ def test_words_lie_inside_or_are_refused(word: str, offset: int, count: int) -> 
                 window.words(word, offset, count)  # type: ignore[arg-type]
 
 
+def test_a_window_has_a_name_to_be_seen_by() -> None:
+    with Window.create(SIZE) as window:
+        assert os.readlink(f"/proc/self/fd/{window.fd}") == "/memfd:nodma-window (deleted)"  # noqa: PTH115
+
+
 def test_the_last_bytes_are_the_windows_and_the_next_are_not() -> None:
     with Window.create(SIZE) as window:
         assert len(window.view(0, SIZE)) == SIZE
@@ -94,6 +99,7 @@ def test_closing_twice_and_with_a_view_held_is_harmless() -> None:
     view = window.view(0, 8)
     window.close()
     window.close()
+    assert window.fd == -1, "what was its number may be another's now"
     view[:] = b"8 bytes!"  # the mapping lives as long as the last view
     assert view.tobytes() == b"8 bytes!"
 
