@@ -121,7 +121,7 @@ class ProcessView:
         return states
 
     def descriptor_tables(self) -> list[int]:
-        """Return a thread for each descriptor table: all threads have one in common, or else each its own."""
+        """Return one thread for each descriptor table; as a rule all threads have one in common."""
         tables: list[int] = []
         for task in self.tasks():
             if not any(_same_descriptors(task, other) for other in tables):
