@@ -67,7 +67,10 @@ type_check_command = [
 
 
 def prepare(package: str) -> Path:
-    """Copy what mutmut needs, as it is now; return where to. What it knew of unchanged files stays."""
+    """Copy what mutmut needs, as it is now; return where to.
+
+    What it knew of mutants in unchanged functions stays, but for survivors: tests may notice them by now.
+    """
     place = WORK / package
     place.mkdir(parents=True, exist_ok=True)
     ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
@@ -78,6 +81,11 @@ def prepare(package: str) -> Path:
             shutil.copytree(source, copy, ignore=ignore)
         else:
             shutil.copy2(source, copy)
+    for meta in (place / "mutants").rglob("*.meta"):
+        known = json.loads(meta.read_text())
+        codes = known["exit_code_by_key"]
+        known["exit_code_by_key"] = {name: None if code in _SURVIVED else code for name, code in codes.items()}
+        meta.write_text(json.dumps(known))
     with (place / "pyproject.toml").open("a") as config:
         words, tests = json.dumps(list(_WORDS)), json.dumps(list(PACKAGES[package]))
         config.write(_CONFIG.format(package=package, words=words, tests=tests))
