@@ -21,7 +21,7 @@ failed=0
 for package in $packages; do
     "$bin/coverage" report --include="src/nodma/$package/*" >"build/coverage/$package.txt"
     if "$bin/coverage" report --include="src/nodma/$package/*" --fail-under="$percent" >/dev/null; then
-        echo "coverage: $package $(tail -n 1 "build/coverage/$package.txt" | grep -o '[0-9.]*%')"
+        echo "coverage: $package $(grep ^TOTAL "build/coverage/$package.txt" | grep -o "[0-9.]*%")"
     else
         cat "build/coverage/$package.txt"
         echo "coverage: $package is below $percent%" >&2
