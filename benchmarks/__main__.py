@@ -110,7 +110,7 @@ def measure(console: Console, plan: Plan, parts: dict[str, Part]) -> dict[str, O
 
 
 def judged(verdicts: list[Verdict]) -> Table:
-    """Give the table of the targets."""
+    """Return the table of the targets."""
     table = Table(title="Targets", title_justify="left")
     table.add_column("target")
     for name in ("measured", "wanted", "met"):

@@ -48,7 +48,7 @@ _TRANSPORT: Final = Feature.VERSION_1.mask | Feature.EVENT_IDX.mask | Feature.IN
 _ONE: Final = (1).to_bytes(8, "little")
 
 Reserve = Callable[[int, int], int]
-"""Gives so many bytes of the window, so aligned."""
+"""Returns the offset of that many bytes of the window, aligned like that."""
 
 
 def _places(rings: list[RingLayout], reserve: Reserve, work: Work, limits: Limits) -> list[Places]:
@@ -66,7 +66,7 @@ class Arena:
         self._free = 0
 
     def reserve(self, length: int, align: int) -> int:
-        """Give the offset of so many bytes. Raises NodmaError if there are not so many left."""
+        """Return the offset of that many bytes. Raises NodmaError if fewer are left."""
         at = -(-self._free // align) * align
         self._free = at + length
         if self._free > self.window.size:

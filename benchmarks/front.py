@@ -166,7 +166,7 @@ class FrontEnd:
 
 
 def measured(result: native.Result) -> Measured:
-    """Give the figures of a run."""
+    """Return the figures of a run."""
     seconds = result.nanoseconds / 1e9
     done = max(1, result.done)
     latencies = list(result.latencies)

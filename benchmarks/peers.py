@@ -136,7 +136,7 @@ class StorageDaemon(Server):
             process.wait(_STOP_SECONDS)
 
     def command(self, image: Path, listener: int, queues: int) -> list[str]:
-        """Give its command line; it listens on a descriptor."""
+        """Return its command line; it listens on a descriptor."""
         command = list(storage_daemon())
         export = f"type=vhost-user-blk,id=disk,node-name=image,addr.type=fd,addr.str={listener},writable=on"
         export += f",num-queues={queues},logical-block-size=512"

@@ -70,7 +70,7 @@ class Outcome:
 
 
 def file_system(directory: Path) -> str:
-    """Give the type of the file system that a directory is on, as /proc/self/mountinfo has it."""
+    """Return the type of the file system that a directory is on, as /proc/self/mountinfo has it."""
     best, name = -1, "unknown"
     path = directory.resolve()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

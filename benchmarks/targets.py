@@ -68,7 +68,7 @@ GRID: Final = tuple(
 
 
 def entries(*, targets_only: bool) -> dict[Case, list[Peer]]:
-    """Give each case with the peers to measure there, ours first."""
+    """Return each case with the peers to measure there, nodma first."""
     found: dict[Case, list[Peer]] = {}
     if not targets_only:
         for case in GRID:

@@ -77,7 +77,7 @@ class Result(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """Give the compiled parts. Raises UsageError if there is no C compiler, NodmaError if it fails."""
+    """Return the compiled parts. Raises UsageError if there is no C compiler, NodmaError if it fails."""
     sources = sorted(_HERE.glob("*.[ch]"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     built = _BUILT / f"native-{digest}.so"

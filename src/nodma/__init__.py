@@ -1,6 +1,6 @@
 """Virtio devices in processes of their own that never touch guest memory.
 
-What a device of one's own needs is here: :class:`Device`, :class:`Queue`, :class:`Request`, the fields of a
+What your own device needs is here: :class:`Device`, :class:`Queue`, :class:`Request`, the fields of a
 :class:`Layout`, and :func:`main`. The other end is in :mod:`nodma.driver`.
 """
 

@@ -11,7 +11,7 @@ _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parse_size(text: str) -> int:
-    """Read a size: bytes, or with K, M or G (and iB, if somebody insists) behind. Raises UsageError."""
+    """Read a size: bytes, or with the suffix K, M or G (iB is allowed after it). Raises UsageError."""
     match = re.fullmatch(r"(\d{1,15})([KMG]?)(?:iB|B)?", text.strip(), re.IGNORECASE | re.ASCII)
     if not match:
         raise UsageError(f"invalid size {text!r}: give bytes, or a number with suffix K, M or G, as in 16M")

@@ -327,7 +327,7 @@ def test_it_outlives_its_clients(tmp_path: Path, image: Path) -> None:
         (["--image", "{image}", "--queues", "0"], 2, "0 is not in the range 1<=x<=256"),
         (["--image", "{image}", "--serial", "x" * 21], 2, "expected up to 20 ASCII characters"),
         (["--image", "{image}", "--socket-mode", "999"], 2, "invalid mode '999': give permissions in octal"),
-        (["--image", "{image}", "--socket-group", "nobody-at-all"], 1, "there is no group 'nobody-at-all'"),
+        (["--image", "{image}", "--socket-group", "nobody-at-all"], 1, "no group 'nobody-at-all' on this system"),
         (["--image", "{image}", "--profile", "dmb", "--policy", "hopeful"], 2, "policy hopeful is not available with"),
         (["--image", b"{image}\xff"], 2, "\\udcff is not UTF-8: QEMU's arguments are JSON"),
         (["--image", "{image}", "--profile", "other"], 2, "'other' is not"),

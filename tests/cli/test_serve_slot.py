@@ -312,5 +312,5 @@ def test_a_second_signal_ends_processes_that_hang(place: Path) -> None:
             assert select.select([fd], [], [], 30)[0]
             os.close(fd)
     assert process.returncode == 1
-    assert "ended by force, because SIGTERM came a second time; still running: function 1 (p.sock)" in said
+    assert "ended by force, because SIGTERM arrived a second time; still running: function 1 (p.sock)" in said
     assert not (place / "a.sock").exists()

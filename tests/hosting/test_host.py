@@ -146,7 +146,7 @@ def test_what_cannot_be_made_leaves_nothing(host: Host, tmp_path: Path, count_de
     with pytest.raises(UsageError, match="3145728"):
         host.add("function 0", lambda: device, listen, FunctionSettings(3 << 20))
     assert device.closed
-    with pytest.raises(Unavailable, match="the device cannot be made: ZeroDivisionError: division by zero"):
+    with pytest.raises(Unavailable, match="cannot create the device: ZeroDivisionError: division by zero"):
         host.add("function 0", lambda: 1 / 0, listen, POOL)  # type: ignore[arg-type, return-value]
     assert count_descriptors() == before
     assert host.functions == []

@@ -79,7 +79,7 @@ def test_a_group_that_may_not_be_given_leaves_no_socket(tmp_path: Path, monkeypa
 
 
 def test_a_group_that_does_not_exist() -> None:
-    with pytest.raises(Unavailable, match="there is no group 'no-such-group'"):
+    with pytest.raises(Unavailable, match="no group 'no-such-group' on this system"):
         Listeners(None, "no-such-group")
 
 

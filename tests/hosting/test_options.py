@@ -65,5 +65,5 @@ def test_groups_have_names_and_numbers() -> None:
     assert find_group("root") == 0
     assert find_group("4711") == 4711
     for wrong in ("", "no-such-group", "²"):
-        with pytest.raises(Unavailable, match="there is no group"):
+        with pytest.raises(Unavailable, match="no group"):
             find_group(wrong)

@@ -85,7 +85,7 @@ def test_the_example_with_an_option(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 0
     done = subprocess.run([*command[:-2], "1"], capture_output=True, text=True, timeout=30, check=False)
-    why = "nodma: error: the device cannot be made: ValueError: a die has 2 to 255 sides, not 1\n"
+    why = "nodma: error: cannot create the device: ValueError: a die has 2 to 255 sides, not 1\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", why)
     assert "Sides of each die." in subprocess.run([*command[:2], "--help"], capture_output=True, text=True).stdout
 
@@ -93,9 +93,9 @@ def test_the_example_with_an_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("init", "why"),
     [
-        ("raise RuntimeError('no\\n\\n  luck')", "the device cannot be made: RuntimeError: no luck"),
-        ("open('/no/such/file')", "the device cannot be made: [Errno 2] No such file or directory: '/no/such/file'"),
-        ("raise KeyError", "the device cannot be made: KeyError"),
+        ("raise RuntimeError('no\\n\\n  luck')", "cannot create the device: RuntimeError: no luck"),
+        ("open('/no/such/file')", "cannot create the device: [Errno 2] No such file or directory: '/no/such/file'"),
+        ("raise KeyError", "cannot create the device: KeyError"),
         ("from nodma.errors import Unavailable; raise Unavailable('no TAP here')", "no TAP here"),
     ],
 )
@@ -111,7 +111,7 @@ def test_an_option_that_every_device_has_is_refused() -> None:
     class Clumsy(Device):
         queues = (Queue("x"),)
 
-    with pytest.raises(UsageError, match="the option 'pool' is one that every device has"):
+    with pytest.raises(UsageError, match="every device already has an option 'pool'"):
         main(Clumsy, options=[click.option("--pool")])
 
 
@@ -145,7 +145,7 @@ def test_a_second_signal_ends_it_and_says_what_was_not_done(tmp_path: Path) -> N
         assert process.returncode == 1
         assert process.stderr
         said = process.stderr.read()
-    assert "nodma: error: ended by force, because SIGTERM came a second time; not done: the device: " in said
+    assert "nodma: error: ended by force, because SIGTERM arrived a second time; not done: the device: " in said
     assert "making what was written durable (odd)" in said
     assert not (tmp_path / "s").exists()
 
@@ -171,7 +171,7 @@ def test_a_keeper_that_is_no_socket(tmp_path: Path) -> None:
     with start(tmp_path, *words, stdin=subprocess.DEVNULL) as process:
         said = process.communicate(timeout=30)[1]
     assert (process.returncode, said.split(":")[:2]) == (2, ["nodma", " error"])
-    assert "--slot-fd and --pool-owner are wrong" in said
+    assert "invalid --slot-fd or --pool-owner" in said
 
 
 @pytest.mark.parametrize(

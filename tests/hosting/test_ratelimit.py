@@ -18,5 +18,5 @@ def test_a_flood_is_cut_and_told_of() -> None:
     assert [log() for _ in range(BURST)] == ["wrong: 7"] * BURST
     assert [log() for _ in range(500)] == [None] * 500
     now = PERIOD
-    assert log() == "wrong: 7 (500 messages before it were left out)"
+    assert log() == "wrong: 7 (500 earlier messages were suppressed)"
     assert log() == "wrong: 7"

@@ -70,14 +70,14 @@ def test_a_second_one_at_once_is_the_same_wish_and_a_later_one_is_not(
         assert calls.next() == "reload"
         monkeypatch.setattr(module, "_SAME_SECONDS", 0.0)
         os.kill(os.getpid(), signal.SIGHUP)
-        assert calls.next() == "SIGHUP came a second time"
+        assert calls.next() == "SIGHUP arrived a second time"
 
 
 def test_a_deadline_ends_it(calls: Calls) -> None:
     with calls.signals(seconds=0.05):
         os.kill(os.getpid(), signal.SIGTERM)
         assert calls.next() == "stop"
-        assert calls.next() == "it was not done 0.05 s after it was asked to end"
+        assert calls.next() == "it was still running 0.05 s after it was asked to end"
 
 
 def test_what_is_called_may_fail(calls: Calls) -> None:
@@ -103,7 +103,7 @@ def test_nohup_is_respected(calls: Calls) -> None:
 
 
 def test_a_main_thread_that_hangs_is_ended_all_the_same() -> None:
-    """As in a system call that no signal interrupts: the signals are blocked, and it waits for ever."""
+    """As in a system call that no signal interrupts: the signals are blocked, and it waits forever."""
     code = textwrap.dedent("""
         import os, signal
         from nodma.hosting.signals import Signals
@@ -120,7 +120,7 @@ def test_a_main_thread_that_hangs_is_ended_all_the_same() -> None:
         assert process.stdout.readline() == "begun\n"
         process.terminate()
         assert process.stdout.readline() == "stop\n"
-        assert process.stdout.readline() == "it was not done 0.2 s after it was asked to end\n"
+        assert process.stdout.readline() == "it was still running 0.2 s after it was asked to end\n"
         assert process.wait(30) == 1
 
 

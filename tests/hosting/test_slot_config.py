@@ -111,9 +111,9 @@ def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"cannot read .*slot\.toml"):
         load_config(path)
     for content, why in (
-        (b"[[", "is not TOML"),
-        (b"\xff", "is not TOML"),
-        (b"a=" + b"[" * 9999, "is not TOML"),
+        (b"[[", "is not valid TOML"),
+        (b"\xff", "is not valid TOML"),
+        (b"a=" + b"[" * 9999, "is not valid TOML"),
         (b"pool = '3M'", "functions"),
     ):
         path.write_bytes(content)

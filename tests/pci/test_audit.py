@@ -141,10 +141,10 @@ def test_the_same_region_twice(assemble: Assemble, good: Good) -> None:
 @pytest.mark.parametrize(
     ("values", "severity", "words"),
     [
-        ({"device": 3, "function": 0xFF}, "error", "names device 3, and no function of it"),
-        ({"function": 8}, "error", "names function 8: there are 8"),
-        ({"device": 32, "function": 0}, "error", "names device 32: a bus has 32"),
-        ({"function": 1, "padding2": b"\1\0"}, "warning", "0100 where zeros belong"),
+        ({"device": 3, "function": 0xFF}, "error", "names device 3 but no function of it"),
+        ({"function": 8}, "error", "names function 8, expected 0 to 7"),
+        ({"device": 32, "function": 0}, "error", "names device 32, expected 0 to 31"),
+        ({"function": 1, "padding2": b"\1\0"}, "warning", "0100 in its padding, expected zeros"),
     ],
 )
 def test_a_reference_that_leads_nowhere(

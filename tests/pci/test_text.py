@@ -98,7 +98,7 @@ FULL_TAIL = """\
 \tQueues: 3
 \t\tQueue 0: size 256, enabled
 \t\tQueue 1: size 128, not enabled
-\t\t(1 more were not looked at)
+\t\t(1 more are not shown)
 \tBlock device configuration:
 \t\tcapacity: 32768 sectors (16M)
 """

@@ -217,7 +217,7 @@ def test_a_queue_may_be_enabled_late(disk: Disk) -> None:
     disk.ring = DriverRing(disk.function.window, LAYOUT, base=BASE, event_idx=True)
     disk.registers.enable(LAYOUT)
     disk.offer()
-    disk.attend()  # without a vector it is the VMM's thread that would interrupt
+    disk.attend()  # without a vector it is the main thread that would interrupt
     assert disk.answer == SECTOR_4
 
 

@@ -215,7 +215,7 @@ HOSTILE = {
     indirect_in_indirect: "an indirect table inside an indirect table",
     indirect_and_next: "both indirect and continued",
     empty_table: "an indirect table of 0 bytes",
-    odd_table: "an indirect table of 24 bytes, no multiple of 16",
+    odd_table: "an indirect table of 24 bytes, not a multiple of 16",
     table_outside: "indirect table of 16 bytes .* is outside the window",
     next_outside_the_table: "descriptor 2 of a table of 2",
     readable_behind_writable: "a readable part after a writable one",

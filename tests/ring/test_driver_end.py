@@ -100,11 +100,11 @@ OWN, OTHER = "own", "other"
 @pytest.mark.parametrize(
     ("idx", "head", "length", "why"),
     [
-        (2, OWN, 0, "gave back 2 requests of 1"),
-        (65535, OWN, 0, "gave back 65535 requests of 1"),
-        (1, OTHER, 0, "gave back head {other}, which it does not have"),
-        (1, N, 0, "gave back head 4, which it does not have"),
-        (1, 2**32 - 1, 0, "gave back head 4294967295, which it does not have"),
+        (2, OWN, 0, "returned 2 requests, of 1 outstanding"),
+        (65535, OWN, 0, "returned 65535 requests, of 1 outstanding"),
+        (1, OTHER, 0, "returned head {other}, which is not outstanding"),
+        (1, N, 0, "returned head 4, which is not outstanding"),
+        (1, 2**32 - 1, 0, "returned head 4294967295, which is not outstanding"),
         (1, OWN, 101, "says it wrote 101 bytes into a request that takes 100"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_head_is_given_back_only_once(driver_end: ModuleType, window: Window) 
     give_back(window, 1, head, 0)
     assert ring.reap(8) == [("a", 0)]
     give_back(window, 2, head, 0)
-    with pytest.raises(DeviceFailed, match="which it does not have"):
+    with pytest.raises(DeviceFailed, match="is not outstanding"):
         ring.reap(8)
 
 

@@ -102,7 +102,7 @@ def test_unmapping_twice_is_refused(window: Window) -> None:
     pool = BouncePool(window, 0, SIZE)
     mapping = pool.map(1, Direction.FROM_DEVICE)
     pool.unmap(mapping)
-    with pytest.raises(UsageError, match="unmapped before"):
+    with pytest.raises(UsageError, match="already unmapped"):
         pool.unmap(mapping)
 
 

@@ -110,7 +110,7 @@ def test_each_wait_for_slots_is_counted(shares: Shares) -> None:
 
 
 def test_reservation_and_rest_lie_in_one_window(shares: Shares) -> None:
-    with Window.create(OWN) as other, pytest.raises(UsageError, match="in one window"):
+    with Window.create(OWN) as other, pytest.raises(UsageError, match="in the same window"):
         ReservedPool(BouncePool(other, 0, OWN), shares.common, reclaim=shares.none_left)
 
 

@@ -14,11 +14,11 @@ from nodma import __version__
 from nodma.hosting.program import run
 
 _COMMANDS: Final = {
-    "demo": "Show a disk at work that never touches guest memory.",
+    "demo": "Demonstrate a disk that never touches guest memory.",
     "guest": "Boot real guests with devices that never touch their memory.",
-    "inspect": "Decode a PCI function, and say what breaks which clause.",
+    "inspect": "Decode a PCI function and check it against the clauses.",
     "serve": "Serve a device on a socket, or the functions of a slot.",
-    "size": "Say how large the pool of a set of devices must be.",
+    "size": "Calculate how large a pool a set of devices needs.",
 }
 
 

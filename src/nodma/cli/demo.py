@@ -32,7 +32,7 @@ _WIDTH = 100
 def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
     """Serve an ext4 disk from one process, use it from another, and show who holds which memory.
 
-    Exits with 0 only if everything that it shows holds, and leaves nothing behind.
+    The exit code is 0 only if every check passes. No files are left.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(_KILLED + number))
@@ -93,7 +93,7 @@ def _show(console: Console, found: Findings) -> None:
         f"[bold]nodma demo[/bold]: {found.files} files ({found.tree_bytes / 1e6:.1f} MB) on an ext4 disk of"
         f" {found.image_bytes >> 20} MiB, served by one process, driven by another, ring {found.ring}."
     )
-    rows("The device, as the driver found it", *found.inspected)
+    rows("The device as the driver sees it", *found.inspected)
     rows(
         "Who holds which memory (from /proc/PID of the device process)",
         (
@@ -109,13 +109,13 @@ def _show(console: Console, found: Findings) -> None:
     pool, device = found.pool, found.device["device"]
     rows(
         "What went through the pool",
-        ("towards the device", f"{pool['bytes_in'] / 1e6:.1f} MB, {found.files_written} files of them"),
+        ("to the device", f"{pool['bytes_in'] / 1e6:.1f} MB, {found.files_written} files"),
         ("back", f"{pool['bytes_out'] / 1e6:.1f} MB"),
         (
             "slots",
             f"peak {pool['peak']} of {pool['slots']} (2 KiB each), {pool['maps']} mappings, {pool['full']} waits",
         ),
-        ("requests", f"{found.device['requests']}, {device['reads']} reads and {device['writes']} writes among them"),
+        ("requests", f"{found.device['requests']}, including {device['reads']} reads and {device['writes']} writes"),
         (
             "speed",
             f"{found.requests_rate:,.0f} requests a second (4 KiB, depth 32),"

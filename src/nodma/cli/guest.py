@@ -49,10 +49,10 @@ def guest() -> None:
 @guest.command()
 @_kit
 @_json
-@click.option("--mirror", metavar="URL", help="A Debian mirror; this machine's own unless given.")
-@click.option("--fetch-qemu", is_flag=True, help="Fetch QEMU although the one on PATH would do.")
+@click.option("--mirror", metavar="URL", help="A Debian mirror.  [default: this machine's own]")
+@click.option("--fetch-qemu", is_flag=True, help="Fetch QEMU even if the one on PATH would do.")
 @click.option(
-    "--with", "extras", type=click.Choice(list(EXTRAS)), multiple=True, help="Fetch this too; may be given again."
+    "--with", "extras", type=click.Choice(list(EXTRAS)), multiple=True, help="Fetch this too; may be repeated."
 )
 @click.option(
     "--debug-kernel", "with_debug_kernel", is_flag=True, help="Build the debug kernel too: 15 minutes, 3 GB meanwhile."
@@ -73,7 +73,7 @@ def setup(
     """
     console = make_console()
     with make_bar(console, hidden=as_json) as bar:
-        task = bar.add_task("looking what is there", total=1.0)
+        task = bar.add_task("checking what is there", total=1.0)
         last = ""
 
         def progress(what: str, done: float) -> None:
@@ -110,7 +110,7 @@ def list_(*, place: Path | None, as_json: bool) -> None:
 def doctor(*, place: Path | None, as_json: bool) -> None:
     """Show what this machine has to run guests, what is missing, and why. Each answer was tried.
 
-    Exits 0 if guests can be run, 1 if not.
+    The exit code is 0 if guests can be run, 1 if not.
     """
     if not show_findings(make_console(), examine(place), as_json):
         sys.exit(1)
@@ -127,7 +127,12 @@ def clean(*, place: Path | None) -> None:
 @_kit
 @_json
 @click.option(
-    "--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME|FILE", help="Of the kit, or a vmlinuz."
+    "--kernel",
+    "kernel_name",
+    default="6.12",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A kernel of the kit, or a vmlinuz file.",
 )
 @click.option(
     "--modules",
@@ -158,13 +163,13 @@ def clean(*, place: Path | None) -> None:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
-    help="Attach a device that is served there.",
+    help="Attach the device served on this socket.",
 )
 @click.option(
     "--script",
     type=click.Path(path_type=Path, exists=True),
     metavar="FILE",
-    help="Run this in the guest, instead of a shell.",
+    help="Run this script in the guest instead of a shell.",
 )
 @click.option(
     "--file",
@@ -172,19 +177,27 @@ def clean(*, place: Path | None) -> None:
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
     metavar="FILE",
-    help="Put this into the guest's /job.",
+    help="Copy this into /job in the guest.",
 )
-@click.option("--program", "programs", type=click.Choice(list(PROGRAMS)), multiple=True, help="Bring this along.")
 @click.option(
-    "--driver", "drivers", multiple=True, default=("virtio_blk",), show_default=True, metavar="NAME", help="Load this."
+    "--program", "programs", type=click.Choice(list(PROGRAMS)), multiple=True, help="Copy this program into the guest."
 )
-@click.option("--no-module", is_flag=True, help="Leave our kernel module out.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the files of the guest's /out go.")
+@click.option(
+    "--driver",
+    "drivers",
+    multiple=True,
+    default=("virtio_blk",),
+    show_default=True,
+    metavar="NAME",
+    help="Load this driver.",
+)
+@click.option("--no-module", is_flag=True, help="Do not load nodma's kernel module.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy the guest's /out to this directory.")
 @click.option("--memory", default=512, show_default=True, metavar="MIB")
 @click.option("--cpus", default=1, show_default=True, metavar="N")
-@click.option("--append", default="", metavar="TEXT", help="More of the kernel's command line.")
+@click.option("--append", default="", metavar="TEXT", help="Append this to the kernel's command line.")
 @click.option("--accelerator", type=click.Choice(["auto", *ACCELERATORS]), default="auto", show_default=True)
-@click.option("--timeout", default=600.0, show_default=True, metavar="SECONDS", help="End a script that takes longer.")
+@click.option("--timeout", default=600.0, show_default=True, metavar="SECONDS", help="Stop a script that takes longer.")
 def run(**options: Any) -> None:
     """Boot a guest with disks that never touch its memory; a shell on its console, or a script.
 
@@ -269,14 +282,14 @@ def _choose(
 @guest.command()
 @_kit
 @_json
-@click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="Of the kit.")
+@click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="A kernel of the kit.")
 @click.option(
-    "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the guest's logs and its disk there."
+    "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the guest's logs and disk in this directory."
 )
 def prove(*, place: Path | None, as_json: bool, kernel_name: str, keep: Path | None) -> None:
     """Show, from outside, that a device process never had any of its guest's memory.
 
-    The guest's memory is shared, the worst case: QEMU hands it out. Exits 0 only if all holds that is shown.
+    The guest's memory is shared, the worst case: QEMU hands it out. The exit code is 0 only if every check passes.
     """
     kit = Kit.open(place)
     kernel = kit.kernel(kernel_name)
@@ -297,19 +310,19 @@ def prove(*, place: Path | None, as_json: bool, kernel_name: str, keep: Path | N
     else:
         show_proof(console, proof)
     if not proof.holds:
-        raise GuestError("not all of it holds: see above")
+        raise GuestError("not every check passed: see above")
 
 
 @guest.command()
 @_kit
-@click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="Of the kit.")
+@click.option("--kernel", "kernel_name", default="6.12", show_default=True, metavar="NAME", help="A kernel of the kit.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     default="nodma-report.json",
     show_default=True,
     metavar="FILE",
-    help="Where to write it.",
+    help="Where to write the report.",
 )
 def report(*, place: Path | None, kernel_name: str, out: Path) -> None:
     """Record what this host and its guests do with restricted DMA, in one file to post.
@@ -331,6 +344,6 @@ def report(*, place: Path | None, kernel_name: str, out: Path) -> None:
     out.write_text(json.dumps({"format": REPORT_FORMAT, **record}, indent=1) + "\n")
     for error in record["errors"]:
         click.echo(f"nodma: not recorded: {error}", err=True)
-    click.echo(f"{out}: please read it, and post it with what you think of it")
+    click.echo(f"{out}: read it before you post it")
     if record["errors"]:
         sys.exit(1)

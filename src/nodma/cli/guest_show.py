@@ -51,7 +51,7 @@ def show_findings(console: Console, findings: Iterable[Finding], as_json: bool) 
 
 
 def _unanswered(proof: Proof) -> str:
-    return f"; {proof.unanswered} other processes hang, and were not looked at" if proof.unanswered else ""
+    return f"; {proof.unanswered} other processes hang and were not inspected" if proof.unanswered else ""
 
 
 def show_proof(console: Console, proof: Proof) -> None:
@@ -76,7 +76,7 @@ def show_proof(console: Console, proof: Proof) -> None:
         f" {proof.unread} bytes cannot be read{_unanswered(proof)}",
         "shared with it": ", ".join(f"{name} {show_size(size)}" for name, size in shared.items() if size),
         "open in it": ", ".join(sorted({item.target.split(":[")[0] for item in proof.descriptors})),
-        "requests": f"{report['requests']}, {device['reads']} reads and {device['writes']} writes among them;"
+        "requests": f"{report['requests']}, including {device['reads']} reads and {device['writes']} writes;"
         f" {report['addresses_outside_window']} addresses outside the window",
         "bounced": f"{counters['bytes_from_device'] >> 20} MiB from the device,"
         f" {counters['bytes_to_device'] >> 20} MiB to it, {counters['maps']} mappings,"

@@ -28,13 +28,18 @@ _MAX_DUMP: Final = 64 << 20
 
 @click.command()
 @click.argument("source")
-@click.option("-v", "--verbose", count=True, help="Header, BARs and capabilities; twice: all, and what breaks what.")
+@click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    help="Show header, BARs and capabilities; twice: everything, and the clauses that it breaks.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, one for each function.")
 @click.option("--hexdump", is_flag=True, help="Print what `lspci -F` reads.")
 @click.option("--check", is_flag=True, help="Exit with 3 if there are warnings, with 4 if there are errors.")
 @click.pass_context
 def inspect(context: click.Context, *, source: str, verbose: int, as_json: bool, hexdump: bool, check: bool) -> None:
-    """Decode a PCI function, and say what breaks which clause.
+    """Decode a PCI function and check it against the clauses.
 
     SOURCE is a server's socket, the PCI address of a function of this machine (05:00.0), a file that
     `lspci -xxxx` wrote, or - for such a dump on standard input. The function is left as it was found.

@@ -38,10 +38,11 @@ _KEYS: Final = ("queues", "depth", "request", "queue_size", "count")
 def size(
     *, devices: tuple[str, ...], share: bool, at_once: int | None, slot: int, page: int, profile: str, as_json: bool
 ) -> None:
-    """Say how much of a pool devices take, and how large it must be for them never to wait.
+    """Calculate how much of a pool devices use, and how large it must be so that they never wait.
 
-    A DEVICE is a disk and its load, as in blk,queues=2,depth=64,request=128K,count=3: requests in flight in all, the
-    largest request, and how many such disks. What is left out is one queue, depth 128, 4K, one disk.
+    A DEVICE is a disk and its load, as in blk,queues=2,depth=64,request=128K,count=3: its queues, how many requests
+    are in flight on all of them, the largest request, and how many such disks there are. The defaults are one queue,
+    depth 128, 4K, one disk.
     """
     if at_once and not share:
         raise click.UsageError("--at-once is for a pool that is shared: give --share, too.")

@@ -241,7 +241,7 @@ def _check_counts(found: Findings) -> None:
         raise DemoError(f"the device counts {device['dma_descriptors_closed']} descriptors of guest memory, not 1")
     if device["addresses_outside_window"] or device["needs_reset"] or device["device"]["errors"]:
         raise DemoError(f"the device met errors: {device}")
-    found.checks.append(f"{device['requests']} requests, every address of theirs inside the window")
+    found.checks.append(f"{device['requests']} requests, every address inside the window")
 
 
 def _check_file_system(
@@ -255,7 +255,7 @@ def _check_file_system(
     have = digest_tree(extracted)
     if have != digests:
         wrong = sorted(path for path in digests.keys() | have.keys() if digests.get(path) != have.get(path))
-        raise DemoError(f"{len(wrong)} files are not what they should be, {wrong[0]} among them")
+        raise DemoError(f"{len(wrong)} files are not what they should be, including {wrong[0]}")
     progress("checking the file system (e2fsck -f -n)", 2, 2)
     found.checks.append("e2fsck -f -n finds the file system clean")
     found.checks.append(

@@ -186,7 +186,7 @@ class Device:
         """Make what was acknowledged durable: the process is about to end, or the driver is gone."""
 
     def close(self) -> None:
-        """Give up what the device holds."""
+        """Release what the device holds."""
 
     def config_written(self, offset: int, data: bytes) -> None:
         """Take what the driver wrote to the device configuration. Nothing is writable unless overridden."""

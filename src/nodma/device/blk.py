@@ -49,7 +49,7 @@ _OK, _IOERR, _UNSUPP = int(BlkStatus.OK), int(BlkStatus.IOERR), int(BlkStatus.UN
 
 
 def request_limits(pool: int) -> tuple[int, int]:
-    """Give size_max (bytes) and seg_max for a pool of so many bytes.
+    """Return size_max (bytes) and seg_max for a pool of so many bytes.
 
     Together they take no more than a quarter of the pool, twice as many segments as pages in one: a
     driver's segments are often single pages.

@@ -45,7 +45,7 @@ _JOB_PARTS = 128
 _PAGE = 4096
 
 Cancelled = Callable[[], bool]
-"""Returns whether nobody waits for the request any more."""
+"""Returns whether nobody is waiting for the request any longer."""
 RareHandler = Callable[[int, Request, Cancelled], int]
 """Handles a request that is neither read, write nor flush, by its type; returns the status."""
 
@@ -200,7 +200,7 @@ class BlockEngine(QueueEngine):
             )
 
     def collect(self) -> int:
-        """Give back what helpers are done with, unless it was cancelled; return how many."""
+        """Return to the ring what helpers have finished, unless it was cancelled; return how many."""
         found = 0
         while self.outstanding:
             number = syscalls.take(self._done_reader)
@@ -388,11 +388,11 @@ class BlockEngine(QueueEngine):
         return True
 
     def _complete(self, kind: int, head: int, status: int, result: int, length: int, written: int) -> None:
-        """Give a request back with its status, and count it."""
+        """Return a request to the ring with its status, and count it."""
         self._memory[status] = result
         if result != _OK:
             self.errors += 1
-            self.ring.add_used(head, 0)  # behind data that was not written the status does not count (2.7.8.2)
+            self.ring.add_used(head, 0)  # after data that was not written the status does not count (2.7.8.2)
             return
         if kind == _IN:
             self.reads += 1
@@ -440,4 +440,4 @@ class BlockEngine(QueueEngine):
         return result, request.written
 
     def _complain(self, error: int) -> None:
-        log.warning("%s: %s", self._name, os.strerror(error) if error else "it ends before the disk does")
+        log.warning("%s: %s", self._name, os.strerror(error) if error else "it is shorter than the disk")

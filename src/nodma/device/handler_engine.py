@@ -20,7 +20,7 @@ class HandlerEngine:
         self._error: BadRing | None = None
 
     def serve(self, turns: int) -> int:
-        """Handle up to ``turns`` batches. What the handler raises comes through, its batch not given back."""
+        """Handle up to ``turns`` batches. What the handler raises propagates; its batch is not returned."""
         ring = self.ring
         for _ in range(turns):
             try:

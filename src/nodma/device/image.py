@@ -252,7 +252,7 @@ class Image:
         return found[0]
 
     def discard(self, offset: int, length: int, cancelled: Callable[[], bool] = _never) -> None:
-        """Give the range back to the file system, as far as it can take it; what is read there is undefined.
+        """Return the range to the file system where it supports that; what is read there afterwards is undefined.
 
         Raises OSError if the disk fails, or ECANCELED.
         """
@@ -297,7 +297,7 @@ class Image:
     def _check_end(self, end: int) -> None:
         """Raise OSError if the image was truncated to less than ``end``: a write would make it longer again."""
         if end > os.lseek(self.buffered_fd, 0, os.SEEK_END):
-            raise OSError(errno.EIO, "the image ends before the disk does", str(self.path))
+            raise OSError(errno.EIO, "the image is shorter than the disk", str(self.path))
 
     def _try(self, request: int, mode: int, offset: int, length: int) -> bool:
         """Have the block device (``request``) or the file system (``mode``) do it; return whether it can.

@@ -58,7 +58,7 @@ class Syncer:
             while self._done < number and not self.error:
                 self._condition.wait(_CHECK_SECONDS)
                 if self._done < number and cancelled():
-                    raise OSError(errno.ECANCELED, "nobody waits for the sync any more", self._name)
+                    raise OSError(errno.ECANCELED, "the sync was abandoned", self._name)
             if self.error:
                 raise OSError(self.error, os.strerror(self.error), self._name)
 

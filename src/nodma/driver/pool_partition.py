@@ -10,9 +10,9 @@ from nodma.window import BouncePool, Window
 
 @dataclass(frozen=True, slots=True)
 class PoolPartition:
-    """Bytes ``[begin, end)`` of ``window`` are this function's alone; ``rest`` is for whoever needs more.
+    """Bytes ``[begin, end)`` of ``window`` belong to this function only; ``common`` is for whoever needs more.
 
-    The window is whoever divided it up's, to map and to close.
+    Whoever partitioned the window maps and closes it.
     """
 
     window: Window

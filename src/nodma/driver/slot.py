@@ -78,7 +78,9 @@ class Slot:
                 return None
             for number, cap in claims.items():
                 if (cap.bar, cap.offset_in_bar, cap.length) != (bar, offset, length):
-                    raise ProbeError(f"function {number} names another part of the region: all or none is used here")
+                    raise ProbeError(
+                        f"function {number} names another part of the region: nodma uses all of it or none"
+                    )
             self._regions[key] = SharedRegion(owner.map_bar(bar, offset, length), [*claims], self._reservation)
         return self._regions[key].partition(user.place[1])
 

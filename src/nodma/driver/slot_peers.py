@@ -28,7 +28,7 @@ class NoPeers:
     """Implements :class:`SlotPeers` for a function that was opened by itself."""
 
     def peer(self, device: int, function: int) -> PciPeer | None:  # noqa: ARG002 - the protocol's signature
-        """There is none."""
+        """Return None: there is no other function."""
         return None
 
     def partition(self, *_: object) -> PoolPartition | None:

@@ -31,7 +31,7 @@ exec chroot "$root" /usr/bin/env -i PATH=/usr/bin:/usr/sbin "$@"
 def problem() -> str | None:
     """Return why nothing can be run inside another Debian here; None if it was tried and works."""
     try:
-        run_inside(Path("/"), ["true"], "running a program in namespaces of its own", binds={})
+        run_inside(Path("/"), ["true"], "running a program in its own namespaces", binds={})
     except GuestError as error:
         return str(error)
     return None

@@ -36,7 +36,9 @@ def examine(given: Path | None = None) -> Iterator[Finding]:
         problem or mirror or "this machine's apt knows no Debian mirror: setup needs --mirror",
     )
     problem = chroot.problem()
-    yield Finding("namespaces", problem is None, problem or "a program ran in some; the kernel module is built so")
+    yield Finding(
+        "namespaces", problem is None, problem or "a program ran in new ones; the kernel module is built that way"
+    )
     directory = kit_directory(given)
     try:
         kit = Kit.open(given)

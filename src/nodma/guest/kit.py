@@ -45,7 +45,7 @@ GENERIC: Final = "generic"
 
 EXTRAS: Final[Mapping[str, str]] = {
     GENERIC: "Debian's 6.12 for any machine, beside the cloud kernels",
-    "peers": "qemu-storage-daemon, which the benchmarks measure us against",
+    "peers": "qemu-storage-daemon, which the benchmarks compare nodma with",
 }
 """What is fetched by name only, and what it is."""
 

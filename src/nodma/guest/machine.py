@@ -202,7 +202,7 @@ def run_shell(tools: Tools, kernel: Kernel, job: Job, functions: Sequence[Path],
 
 @contextmanager
 def _terminal_as_it_is() -> Iterator[None]:
-    """Give the terminal back as it was: QEMU makes it raw, and cannot undo that if it is killed."""
+    """Restore the terminal: QEMU makes it raw, and cannot undo that if it is killed."""
     if not sys.stdin.isatty():
         yield
         return

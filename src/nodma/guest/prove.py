@@ -150,7 +150,7 @@ def _checks(
         ),
         _none("it offers no option ROM, and the guest has none of it", roms),
         Check(
-            f"the guest's memory was handed to it: {report['dma_descriptors_closed']} descriptors in"
+            f"it was given the guest's memory: {report['dma_descriptors_closed']} descriptors in"
             f" {report['dma_maps']} DMA_MAP messages, each closed at once",
             report["dma_descriptors_closed"] > 0,
         ),

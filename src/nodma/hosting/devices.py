@@ -83,7 +83,7 @@ BLK: Final = DeviceKind(
     "blk",
     (
         click.option("--image", type=FilePath(), required=True, metavar="FILE", help="The disk image."),
-        click.option("--read-only", is_flag=True, help="Refuse writes; the image is opened for reading."),
+        click.option("--read-only", is_flag=True, help="Refuse writes, and open the image read-only."),
         click.option(
             "--cache",
             type=click.Choice([mode.value for mode in Cache]),
@@ -104,14 +104,14 @@ BLK: Final = DeviceKind(
             type=click.Choice([str(size) for size in BLOCK_SIZES]),
             default=str(SECTOR),
             show_default=True,
-            help="Bytes of a logical block, the least that a driver reads and writes.",
+            help="Bytes of a logical block, the smallest unit that a driver reads or writes.",
         ),
         click.option(
             "--serial",
             metavar="TEXT",
             help="Up to 20 ASCII characters.  [default: one that stays the same for an image]",
         ),
-        click.option("--raw", is_flag=True, help="Serve the image as it is, although it looks like another format."),
+        click.option("--raw", is_flag=True, help="Serve the image byte for byte even if it looks like another format."),
         click.option("--no-lock", is_flag=True, help="Do not lock the image against QEMU and other device processes."),
     ),
     _make_disk,

@@ -84,7 +84,7 @@ class HostedFunction:
             self.server.finish(seconds)
 
     def close(self) -> None:
-        """Give up everything; what was acknowledged is durable if this does not raise."""
+        """Release everything; what was acknowledged is durable if this does not raise."""
         try:
             if self.server:
                 self.server.close()
@@ -269,9 +269,9 @@ def _make(make_device: Callable[[], Device]) -> Device:
         raise
     except Exception as error:
         log.info("a traceback", exc_info=True)
-        raise Unavailable(f"the device cannot be made: {_reason(error)}") from error
+        raise Unavailable(f"cannot create the device: {_reason(error)}") from error
     if not isinstance(device, Device):
-        raise UsageError(f"expected a Device, got {device!r}: what is given to main() must make one")
+        raise UsageError(f"expected a Device, got {device!r}: main() takes a class or a function that makes one")
     return device
 
 

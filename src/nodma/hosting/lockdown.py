@@ -13,7 +13,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def lock_down(*, auditable: bool) -> None:
-    """Give up new privileges, and unless ``auditable``, being inspected by processes of the same user.
+    """Renounce new privileges, and unless ``auditable``, being inspected by processes of the same user.
 
     No program that this process or its children start gains privileges (set-user-ID, file capabilities). A process
     that is not dumpable leaves no core file, and no other process of its user may trace it, read its memory, or open

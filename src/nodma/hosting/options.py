@@ -105,15 +105,15 @@ def find_group(name: str) -> int:
     try:
         return int(name) if name.isascii() and name.isdigit() else grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
-        raise Unavailable(f"there is no group {name!r}: give a group of this system to --socket-group") from None
+        raise Unavailable(f"no group {name!r} on this system: give --socket-group an existing one") from None
 
 
 def check_policy(profile: Profile, policy: Policy) -> None:
     """Raise UsageError if the policy is not available with the profile."""
     if policy not in profile.policies:
         raise UsageError(
-            f"policy {policy} is not available with profile {profile.name}: a driver that does not know"
-            f" {profile.feature.name} cannot work with it by chance ({profile.clauses.refuse})"
+            f"policy {policy} is not available with profile {profile.name}: addresses from a driver that does not"
+            f" know {profile.feature.name} could pass for offsets ({profile.clauses.refuse})"
         )
 
 
@@ -166,9 +166,7 @@ WINDOW_OPTIONS: Final[tuple[Decorator, ...]] = (
         help="Refuse a driver that does not accept the profile's feature, or accept it and catch addresses outside"
         " the window.",
     ),
-    click.option(
-        "--poll", is_flag=True, help="Keep looking for requests while they come; takes a core for each busy queue."
-    ),
+    click.option("--poll", is_flag=True, help="Poll while requests keep coming; uses one core for each busy queue."),
 )
 """What one function and a whole slot have in common."""
 
@@ -187,26 +185,31 @@ REPORT_OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--auditable",
         is_flag=True,
-        help="Let other processes of this user look into the device process, as `nodma demo` does; root always may.",
+        help="Let other processes of this user inspect the device process, as `nodma demo` does; root always can.",
     ),
-    click.option("-v", "--verbose", count=True, help="Log what happens; twice: every refused message too."),
+    click.option("-v", "--verbose", count=True, help="Log events; twice: every refused message too."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
 )
 
 _OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option("-s", "--socket-path", type=FilePath(), metavar="PATH", help="Listen on a new socket at PATH."),
     click.option(
-        "--fd", type=click.IntRange(0), metavar="N", help="Listen on this descriptor, a listening UNIX socket."
+        "--fd", type=click.IntRange(0), metavar="N", help="Accept clients on this descriptor, a listening UNIX socket."
     ),
     *SOCKET_OPTIONS,
     *WINDOW_OPTIONS,
     *REPORT_OPTIONS,
     # What the supervisor of a slot passes to the processes of its functions; see docs/shared-pools.md.
     click.option(
-        "--slot-fd", type=click.IntRange(0), hidden=True, help="Where the keeper of the slot's shared pool answers."
+        "--slot-fd",
+        type=click.IntRange(0),
+        hidden=True,
+        help="Descriptor of the socket to the keeper of the shared pool.",
     ),
     click.option("--pool-owner", hidden=True, help='Whose BAR the shared pool is in: "self", or a function\'s number.'),
-    click.option("--pool-users", type=click.IntRange(1), default=1, hidden=True, help="Functions that share it."),
+    click.option(
+        "--pool-users", type=click.IntRange(1), default=1, hidden=True, help="How many functions share the pool."
+    ),
 )
 
 

@@ -99,7 +99,7 @@ class Outlet:
         with self._changed:
             self._held -= len(data)
             if self._left_out and not self._held:
-                self._put(f"nodma: WARNING: {self._left_out} messages were left out: nobody read them\n".encode())
+                self._put(f"nodma: WARNING: {self._left_out} messages were dropped: nobody read them\n".encode())
                 self._left_out = 0
             self._changed.notify_all()
 

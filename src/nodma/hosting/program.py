@@ -44,7 +44,7 @@ INTERRUPTED: Final = 130
 
 
 def main(make_device: Callable[..., Device], options: Sequence[Decorator] = ()) -> None:
-    """Be the program of a device: take the options from the command line, and serve it.
+    """Run a device as a program: take the options from the command line, and serve it.
 
     ``make_device`` is the device's class, or what else makes one. ``options`` are click's options and arguments
     (``click.option("--sides", default=6)``) for what is the device's own; ``make_device`` gets their values by name.
@@ -61,7 +61,7 @@ def main(make_device: Callable[..., Device], options: Sequence[Decorator] = ()) 
     names = [parameter.name for parameter in made.params]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"main(): the option {name!r} is one that every device has; give it another name")
+            raise UsageError(f"main(): every device already has an option {name!r}; choose another name")
     run(made)
 
 
@@ -155,7 +155,7 @@ def _shared_pool(options: HostOptions) -> SharedPoolConfig | None:
         keeper = RemoteKeeper(socket.socket(fileno=options.slot_fd))
         return SharedPoolConfig(keeper, None if options.pool_owner == "self" else int(options.pool_owner))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--slot-fd and --pool-owner are wrong: {error}") from error
+        raise UsageError(f"invalid --slot-fd or --pool-owner: {error}") from error
 
 
 def _announce(options: HostOptions, hosted: HostedFunction) -> None:

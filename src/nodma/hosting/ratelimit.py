@@ -24,12 +24,12 @@ class RateLimit(logging.Filter):
         self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the record is to be logged."""
+        """Return whether to log the record."""
         now = self._clock()
         if now >= self._until:
             self._until, self._passed = now + PERIOD, 0
             if self._left_out:
-                record.msg = f"{record.getMessage()} ({self._left_out} messages before it were left out)"
+                record.msg = f"{record.getMessage()} ({self._left_out} earlier messages were suppressed)"
                 record.args = ()
                 self._left_out = 0
         self._passed += 1

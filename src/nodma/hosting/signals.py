@@ -89,7 +89,7 @@ class Signals:
         """Wait for a signal or the deadline, and act on it; return False at the end."""
         left = max(0.0, self._begun + self._seconds - time.monotonic()) * 1000 if self._begun else None
         if not poll.poll(left):
-            self._end(f"it was not done {self._seconds:g} s after it was asked to end")
+            self._end(f"it was still running {self._seconds:g} s after it was asked to end")
         try:
             number = os.read(self._read, 1)
         except BlockingIOError:
@@ -107,7 +107,7 @@ class Signals:
             self._begun = time.monotonic()
             _try(self._stop)
         elif time.monotonic() - self._begun > _SAME_SECONDS:
-            self._end(f"{signal.Signals(number).name} came a second time")
+            self._end(f"{signal.Signals(number).name} arrived a second time")
 
     def _end(self, reason: str) -> None:
         try:

@@ -103,7 +103,7 @@ def load_config(path: Path) -> SlotConfig:
     except OSError as error:
         raise Unavailable(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

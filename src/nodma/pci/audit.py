@@ -198,13 +198,13 @@ def _sharing(cap: VirtioCapability) -> Iterator[Finding]:
         return
     device, function = cap.owner
     if function == SELF != device:
-        yield Finding("SHARE", "error", f"{name} names device {device}, and no function of it")
+        yield Finding("SHARE", "error", f"{name} names device {device} but no function of it")
     elif function not in (*range(FUNCTIONS), SELF):
-        yield Finding("SHARE", "error", f"{name} names function {function}: there are {FUNCTIONS}")
+        yield Finding("SHARE", "error", f"{name} names function {function}, expected 0 to {FUNCTIONS - 1}")
     if device not in (*range(DEVICES), SELF):
-        yield Finding("SHARE", "error", f"{name} names device {device}: a bus has {DEVICES}")
+        yield Finding("SHARE", "error", f"{name} names device {device}, expected 0 to {DEVICES - 1}")
     if any(cap.structure.padding2):
-        yield Finding("SHARE", "warning", f"{name} has {cap.structure.padding2.hex()} where zeros belong")
+        yield Finding("SHARE", "warning", f"{name} has {cap.structure.padding2.hex()} in its padding, expected zeros")
 
 
 def _dmb(space: ConfigSpace, features: int | None, shm_id: int | None) -> Iterator[Finding]:
@@ -213,7 +213,7 @@ def _dmb(space: ConfigSpace, features: int | None, shm_id: int | None) -> Iterat
         return
     feature = f"VIRTIO_F_DMB (bit {Feature.DMB}) is offered"
     if not features & Feature.ACCESS_PLATFORM.mask:
-        yield Finding("DMB-V1", "error", f"{feature}, and VIRTIO_F_ACCESS_PLATFORM (bit 33) is not")
+        yield Finding("DMB-V1", "error", f"{feature}, but VIRTIO_F_ACCESS_PLATFORM (bit 33) is not")
     common = space.virtio(CfgType.COMMON)
     if common and common.length < DmbCommonCfg.size:
         yield Finding("DMB-V2", "error", f"{feature}, but {_name(common)} is too short for the register dmb_shm_id")

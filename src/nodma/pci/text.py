@@ -149,7 +149,7 @@ def _state(state: VirtioState, space: ConfigSpace) -> Iterator[str]:
         for queue in state.queues:
             yield f"\t\tQueue {queue.index}: size {queue.size}, {'enabled' if queue.enabled else 'not enabled'}"
         if len(state.queues) < state.queue_count:
-            yield f"\t\t({state.queue_count - len(state.queues)} more were not looked at)"
+            yield f"\t\t({state.queue_count - len(state.queues)} more are not shown)"
     if state.dmb_shm_id is not None:
         yield f"\tDMB region: the shared memory with id {state.dmb_shm_id}"
     if state.block is not None:

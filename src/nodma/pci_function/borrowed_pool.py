@@ -43,9 +43,9 @@ class BorrowedPool:
             return str(error)
         if not self._bar.choose(queue.desc):
             return (
-                f"queue {queue.queue.name} at {queue.desc:#x}: of the {self._bar.known} regions of"
-                f" {self._bar.size:#x} bytes reported by the VMM, none that could be the BAR of function"
-                f" {self._owner}, which owns the pool, holds it"
+                f"queue {queue.queue.name} at {queue.desc:#x} is in none of the {self._bar.known} regions of"
+                f" {self._bar.size:#x} bytes reported by the VMM that could be the BAR of function {self._owner},"
+                f" which owns the pool"
             )
         self._core.rebase(self._core.profile.address_range(self._bar.address, self._length))
         return ""
@@ -57,7 +57,7 @@ class BorrowedPool:
             self._memory.refresh()
             self._core.window = self._memory.window
         elif self._memory.stale:
-            raise NodmaError(f"function {self._owner} has another window by now than the one the queues are in")
+            raise NodmaError(f"function {self._owner} now has a different window from the one that holds the queues")
 
     @property
     def _in_use(self) -> bool:

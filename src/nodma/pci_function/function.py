@@ -258,7 +258,7 @@ class PciFunction:
         return "; ".join(filter(None, (self.core.unfinished, self.device.unfinished)))
 
     def close(self) -> None:
-        """Give up everything; what was acknowledged is durable, unless :attr:`unfinished` says otherwise."""
+        """Release everything; what was acknowledged is durable, unless :attr:`unfinished` says otherwise."""
         self._power_cycle()
         self.interrupts.close()
         self.core.close()
@@ -391,8 +391,8 @@ def _check_options(pool: int, profile: Profile, policy: Policy, share: SharedPoo
         )
     if policy not in profile.policies:
         raise UsageError(
-            f"policy {policy} is not available with profile {profile.name}: a driver that does not know"
-            f" {profile.feature.name} cannot work with it by chance ({profile.clauses.refuse})"
+            f"policy {policy} is not available with profile {profile.name}: addresses from a driver that does not"
+            f" know {profile.feature.name} could pass for offsets ({profile.clauses.refuse})"
         )
     if share and not profile.shareable:
         raise UsageError(

@@ -35,7 +35,7 @@ class Interrupts:
         self.delivered = 0
         """Interrupts that were signalled."""
         self.paused_queues: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered around what those must not see halfway who signal by :meth:`direct`."""
+        """Entered around changes that a queue's thread, which signals an eventfd directly, must not see halfway."""
         self._eventfds: list[int] = [-1] * vectors
         self._masked = [False] * vectors
         self._pending: set[int] = set()

@@ -88,7 +88,7 @@ class RetiredThreads:
         for thread, queue in threads.items():
             name = queue.queue.name
             if not thread.end(deadline):
-                log.warning("queue %s: a request cannot be cancelled; the reset ends when its disk has answered", name)
+                log.warning("queue %s: cannot cancel a request; the reset ends when its disk has answered", name)
                 self._names[thread] = name
             counters.requests += thread.engine.requests
             counters.interrupts += thread.engine.interrupts

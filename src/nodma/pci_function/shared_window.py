@@ -160,7 +160,7 @@ class RemoteKeeper:
 
 def _show_status(reply: KeeperReply | None) -> str:
     if reply is None:
-        return "its reply has another size than expected"
+        return "its reply has the wrong size"
     if reply.status == KeeperStatus.BAD_VERSION:
         return f"it speaks version {reply.version} of the slot protocol, this process version {VERSION}"
     names = {status.value: status.name for status in KeeperStatus}
@@ -197,7 +197,7 @@ class SharedWindow:
         self._owner = owner
         self._generation, fd = keeper.lend(NO_GENERATION)
         if fd is None:
-            raise UsageError("the keeper of the shared pool hands out no window")
+            raise UsageError("the keeper of the shared pool sent no window")
         self.window = Window.adopt(fd, size)
 
     @property

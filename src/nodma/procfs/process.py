@@ -230,7 +230,7 @@ class ProcessView:
     def _refused(self, error: OSError) -> Unavailable:
         return Unavailable(
             f"process {self.pid} cannot be inspected: {error.strerror}."
-            " Be root, or its user and have it started with --auditable"
+            " Run as root, or start it with --auditable and run as its user"
         )
 
 

@@ -340,11 +340,11 @@ class DeviceRing:
         if flags & _NEXT:
             return BadRing(f"the chain of head {head} has a descriptor that is both indirect and continued")
         return BadRing(
-            f"the chain of head {head} has an indirect table of {length} bytes, no multiple of {_DESC_BYTES}"
+            f"the chain of head {head} has an indirect table of {length} bytes, not a multiple of {_DESC_BYTES}"
         )
 
     def add_used(self, head: int, written: int) -> None:
-        """Give a chain back, with the bytes written to it. :meth:`publish` tells the driver."""
+        """Return a chain to the driver, with the bytes written to it. :meth:`publish` tells the driver."""
         used = self._used
         at = 1 + 2 * (used & self._mask)
         self._used_ring[at] = head
@@ -352,7 +352,7 @@ class DeviceRing:
         self._used = (used + 1) & 0xFFFF
 
     def push(self, done: list[Request]) -> None:
-        """Give requests back, with what was written to each. :meth:`publish` tells the driver."""
+        """Return requests to the driver, with the bytes written to each. :meth:`publish` tells the driver."""
         ring = self._used_ring
         used = self._used
         mask = self._mask

@@ -168,12 +168,12 @@ class DriverRing:
     def reap(self, most: int) -> list[tuple[object, int]]:
         """Take back up to ``most`` requests: each one's token, and the bytes the device says it wrote.
 
-        Raises DeviceFailed if the device gives back what it does not have, or wrote more than it could.
+        Raises DeviceFailed if the device returns what is not outstanding, or more bytes than there was room for.
         """
         seen = self._seen
         ahead = (atomics.load_acquire(self._used_head, 1) - seen) & 0xFFFF
         if ahead > self._outstanding:
-            raise DeviceFailed(f"the device gave back {ahead} requests of {self._outstanding}")
+            raise DeviceFailed(f"the device returned {ahead} requests, of {self._outstanding} outstanding")
         done: list[tuple[object, int]] = []
         for _ in range(min(ahead, most)):
             at = 1 + 2 * (seen & self._mask)
@@ -181,7 +181,7 @@ class DriverRing:
             written = self._used_ring[at + 1]
             token = self._tokens[head] if head < self._size else None
             if token is None:
-                raise DeviceFailed(f"the device gave back head {head}, which it does not have")
+                raise DeviceFailed(f"the device returned head {head}, which is not outstanding")
             if written > self._capacity[head]:
                 raise DeviceFailed(
                     f"the device says it wrote {written} bytes into a request that takes {self._capacity[head]}"

@@ -1,6 +1,6 @@
 """The engine of a queue's requests: off the ring in batches, to whoever handles them, and back.
 
-A engine is served by calls of :meth:`QueueEngine.serve`, or by a thread of its own that runs :meth:`QueueEngine.loop`,
+An engine is served by calls of :meth:`QueueEngine.serve`, or by a thread of its own that runs :meth:`QueueEngine.loop`,
 compiled without Python's lock. This file runs compiled by Cython, and as it stands when it is not, like the ring.
 """
 
@@ -58,13 +58,13 @@ class QueueEngine:
     # To be overridden
 
     def handle(self, count: int) -> None:
-        """Handle the ``count`` chains of the batch: each is given back to the ring, or outstanding from then on."""
+        """Handle the ``count`` chains of the batch: each is returned to the ring, or outstanding from then on."""
 
     def helper_main(self) -> None:
         """Handle what :meth:`handle` left outstanding, in a thread that may wait, until the engine is closed."""
 
     def collect(self) -> int:
-        """Give back what was handled elsewhere, without waiting; return how many."""
+        """Return to the ring what was handled elsewhere, without waiting; return how many."""
         return 0
 
     # For whoever serves the queue

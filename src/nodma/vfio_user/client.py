@@ -136,10 +136,10 @@ class Client:
             raise ProtocolError(f"the server's VERSION cannot be understood: {error}") from error
 
     def _limit(self, name: str, default: int) -> int:
-        """Give a limit that the server set. Raises ProtocolError if nothing can be done within it."""
+        """Return a limit that the server set. Raises ProtocolError if nothing can be done within it."""
         limit = self.capabilities.get(name, default)
         if type(limit) is not int or limit < 1:
-            raise ProtocolError(f"the server agrees to {name} {limit!r}, which is no limit to work with")
+            raise ProtocolError(f"the server's VERSION has an unusable {name}: {limit!r}")
         return limit
 
     def region_info(self, index: int) -> RegionReply:
@@ -162,10 +162,10 @@ class Client:
         try:
             count = self._structure(RegionIoFds, body).count
             if len(body) != RegionIoFds.size + count * SubRegionIoFd.size:
-                raise ProtocolError(f"the server tells of {count} sub-regions in {len(body)} bytes")
+                raise ProtocolError(f"the server reported {count} sub-regions but sent {len(body)} bytes")
             parts = [SubRegionIoFd(body, RegionIoFds.size + place * SubRegionIoFd.size) for place in range(count)]
             if any(part.fd_index >= len(fds) for part in parts):
-                raise ProtocolError("the server tells of sub-regions whose descriptors it does not send")
+                raise ProtocolError("the server reported sub-regions but did not send their descriptors")
             simple = [part for part in parts if part.type == IoFdType.IOEVENTFD and not part.flags]
             return [IoEventFd(part.offset, part.size_bytes, os.dup(fds[part.fd_index])) for part in simple]
         finally:
@@ -214,7 +214,7 @@ class Client:
         self._call(Cmd.DEVICE_SET_IRQS, bytes(request))
 
     def dma_map(self, address: int, size: int, *, fd: int | None = None, offset: int = 0) -> None:
-        """Tell the server of memory that it may access, as a VMM does with its guest's."""
+        """Tell the server about memory that it may access, as a VMM does with its guest's."""
         request = DmaMap.new(
             argsz=DmaMap.size, flags=DmaFlag.READ | DmaFlag.WRITE, offset=offset, address=address, size_bytes=size
         )

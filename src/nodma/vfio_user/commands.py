@@ -100,7 +100,7 @@ class Commands:
         """Whether the client has proposed a version that was agreed to."""
         self.rejected = False
         """Whether it proposed one that cannot be: the connection ends when it has its answer."""
-        self._refused = 0  # descriptors of the message that is carried out which are no eventfds, and closed
+        self._refused = 0  # descriptors of the current message that are not eventfds, and were closed
         self._peer_transfer = DEFAULT_MAX_TRANSFER
         self._peer_fds = DEFAULT_MAX_FDS
         self._commands: dict[int, Callable[[memoryview, list[int]], Reply]] = {
@@ -129,13 +129,13 @@ class Commands:
         """
         msg_id, command, flags, payload, fds, refused = message
         if flags & TYPE_MASK == TYPE_REPLY:
-            log.debug("a reply to nothing was ignored")
+            log.debug("ignored a reply to no request")
             return None
         try:
             if flags & TYPE_MASK != TYPE_COMMAND:
-                raise OSError(errno.EINVAL, f"a message of type {flags & TYPE_MASK}")
+                raise OSError(errno.EINVAL, f"unexpected message type {flags & TYPE_MASK}")
             if payload is None:
-                raise OSError(errno.EINVAL, "a message longer than any")
+                raise OSError(errno.EINVAL, "a message that is too long")
             if not self.negotiated:
                 body, out = self._version(command, payload)
             elif handler := self._commands.get(command):
@@ -213,7 +213,7 @@ class Commands:
         return RegionInfo.codec.pack(RegionInfo.size, flags, request.index, 0, size, 0), fds
 
     def _region_io_fds(self, payload: memoryview, _: list[int]) -> Reply:
-        """Tell which parts of a region may be written to by eventfd, as many as one message has descriptors for.
+        """Return which parts of a region may be written to by eventfd, as many as one message has descriptors for.
 
         The others are written to by REGION_WRITE, as all of them may be.
         """
@@ -272,11 +272,11 @@ class Commands:
         elif kind == IrqSetFlag.DATA_BOOL:
             data = bytes(payload[IrqSet.size :])
             if len(data) < count:
-                raise OSError(errno.EINVAL, f"{len(data)} booleans for {count} interrupts")
+                raise OSError(errno.EINVAL, f"SET_IRQS has {len(data)} booleans for {count} interrupts")
             chosen = [bool(value) for value in data[:count]]
         elif kind == IrqSetFlag.DATA_EVENTFD and action == IrqSetFlag.ACTION_TRIGGER:
             if fds and len(fds) != count:
-                raise OSError(errno.EINVAL, f"{len(fds)} eventfds for {count} interrupts")
+                raise OSError(errno.EINVAL, f"SET_IRQS has {len(fds)} eventfds for {count} interrupts")
             if self._refused:
                 raise OSError(errno.EINVAL, f"{self._refused} of the descriptors to signal are not eventfds")
             for fd in fds:
@@ -285,7 +285,7 @@ class Commands:
             self._wire(index, start, taken or [-1] * count)
             return _NOTHING
         else:
-            raise OSError(errno.EINVAL, f"SET_IRQS with flags {request.flags:#x}")
+            raise OSError(errno.EINVAL, f"SET_IRQS has invalid flags {request.flags:#x}")
         self._act(index, action, [number for number, yes in enumerate(chosen, start) if yes])
         return _NOTHING
 
@@ -299,9 +299,9 @@ class Commands:
     def _act(self, index: int, action: int, numbers: list[int]) -> None:
         interrupts = self.endpoint.interrupts
         if action not in (IrqSetFlag.ACTION_MASK, IrqSetFlag.ACTION_UNMASK, IrqSetFlag.ACTION_TRIGGER):
-            raise OSError(errno.EINVAL, f"SET_IRQS with action {action:#x}")
+            raise OSError(errno.EINVAL, f"SET_IRQS has invalid action {action:#x}")
         if index == Irq.ERR:
-            raise OSError(errno.EINVAL, "the error interrupt is neither masked nor triggered")
+            raise OSError(errno.EINVAL, "the error interrupt cannot be masked or triggered")
         for number in numbers:
             if action != IrqSetFlag.ACTION_TRIGGER:
                 masked = action == IrqSetFlag.ACTION_MASK
@@ -320,18 +320,20 @@ class Commands:
 
     def _region_read(self, payload: memoryview, _: list[int]) -> Reply:
         if len(payload) != _ACCESS_BYTES:
-            raise OSError(errno.EINVAL, f"REGION_READ of {len(payload)} bytes")
+            raise OSError(errno.EINVAL, f"REGION_READ payload is {len(payload)} bytes, expected {_ACCESS_BYTES}")
         offset, region, count = _ACCESS.unpack(payload)
         if count > self._peer_transfer:
-            raise OSError(errno.EINVAL, f"REGION_READ of {count} bytes, more than {self._peer_transfer}")
+            raise OSError(errno.EINVAL, f"REGION_READ of {count} bytes, expected at most {self._peer_transfer}")
         return payload.tobytes() + self.endpoint.read(region, offset, count), []
 
     def _region_write(self, payload: memoryview, _: list[int]) -> Reply:
         if len(payload) < _ACCESS_BYTES:
-            raise OSError(errno.EINVAL, f"REGION_WRITE of {len(payload)} bytes")
+            raise OSError(
+                errno.EINVAL, f"REGION_WRITE payload is {len(payload)} bytes, expected at least {_ACCESS_BYTES}"
+            )
         offset, region, count = _ACCESS.unpack_from(payload)
         if count != len(payload) - _ACCESS_BYTES:
-            raise OSError(errno.EINVAL, f"REGION_WRITE of {count} bytes brings {len(payload) - _ACCESS_BYTES}")
+            raise OSError(errno.EINVAL, f"REGION_WRITE of {count} bytes carries {len(payload) - _ACCESS_BYTES}")
         self.endpoint.write(region, offset, payload[_ACCESS_BYTES:].tobytes())
         return payload[:_ACCESS_BYTES].tobytes(), []
 
@@ -342,7 +344,10 @@ class Commands:
         writes = []
         for offset, region, width, data in MultiWrite.codec.iter_unpack(payload[WriteMulti.size :]):
             if width > MultiWrite.data.size:
-                raise OSError(errno.EINVAL, f"a write of {width} bytes in REGION_WRITE_MULTI")
+                raise OSError(
+                    errno.EINVAL,
+                    f"REGION_WRITE_MULTI has a write of {width} bytes, expected at most {MultiWrite.data.size}",
+                )
             writes.append((region, offset, data.to_bytes(MultiWrite.data.size, "little")[:width]))
         self.endpoint.write_all(writes)
         return WriteMulti.codec.pack(count), []
@@ -359,7 +364,7 @@ def _parse_sized(layout: type[Any], payload: memoryview) -> Any:
     """View a payload as a structure whose argsz must have room for the reply."""
     request = _parse(layout, payload)
     if request.argsz < layout.size:
-        raise OSError(errno.EINVAL, f"{layout.__name__} with argsz {request.argsz}")
+        raise OSError(errno.EINVAL, f"{layout.__name__} has argsz {request.argsz}, expected at least {layout.size}")
     return request
 
 
@@ -398,5 +403,5 @@ def _refuse_constant(name: str) -> None:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError("a number beyond all bounds")
+        raise ValueError("a number out of range")
     return number

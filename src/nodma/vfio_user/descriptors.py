@@ -50,7 +50,7 @@ class Descriptors:
 
     def __init__(self) -> None:
         self.refused = 0
-        """Descriptors that were no eventfds, and were closed as they arrived, since the process began."""
+        """Descriptors that were not eventfds, and were closed as they arrived, since the process began."""
         self._queue: queue.SimpleQueue[tuple[list[int], threading.Event] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._given = 0  # to the thread, by the caller
@@ -119,7 +119,7 @@ class Descriptors:
                 thread = threading.Thread(target=self._run, name="closer", daemon=True)
                 thread.start()
                 self._thread = thread
-        except RuntimeError:  # no thread to be had: a child can do it, if there is one to be had
+        except RuntimeError:  # out of threads: a child can do it, if there is room for one
             self._left += fds
             self._close_in_child()
             return

@@ -36,13 +36,13 @@ class DmaGuard:
     def map(self, flags: int, address: int, size: int) -> None:
         """Note a region. Raises OSError: EINVAL for one that cannot be, EEXIST if it overlaps, ENOSPC if too many."""
         if not size or address + size > _ADDRESSES or flags & ~_MAP_FLAGS:
-            raise OSError(errno.EINVAL, f"DMA_MAP of {size:#x} bytes at {address:#x} with flags {flags:#x}")
+            raise OSError(errno.EINVAL, f"invalid DMA_MAP of {size:#x} bytes at {address:#x}, flags {flags:#x}")
         at = bisect_left(self._starts, address)
         before = self._starts[at - 1] if at else None
         if (at < len(self._starts) and self._starts[at] < address + size) or (
             before is not None and before + self._sizes[before] > address
         ):
-            raise OSError(errno.EEXIST, f"DMA_MAP of {size:#x} bytes at {address:#x} over another region")
+            raise OSError(errno.EEXIST, f"DMA_MAP of {size:#x} bytes at {address:#x} overlaps another region")
         if len(self._starts) >= DEFAULT_MAX_DMA_MAPS:
             raise OSError(errno.ENOSPC, f"more than {DEFAULT_MAX_DMA_MAPS} DMA regions")
         self._starts.insert(at, address)
@@ -50,14 +50,14 @@ class DmaGuard:
         self.maps += 1
 
     def unmap(self, flags: int, address: int, size: int) -> None:
-        """Forget a region, or all. Raises OSError: ENOENT if there is none exactly so, EINVAL, ENOTSUP."""
+        """Forget a region, or all. Raises OSError: ENOENT if no region matches exactly, EINVAL, ENOTSUP."""
         if flags & UnmapFlag.GET_DIRTY_BITMAP:
-            raise OSError(errno.ENOTSUP, "DMA_UNMAP asks for dirty pages: this device dirties none")
+            raise OSError(errno.ENOTSUP, "DMA_UNMAP asks for a bitmap of dirty pages, which is not supported")
         if flags & ~int(UnmapFlag.ALL):
-            raise OSError(errno.EINVAL, f"DMA_UNMAP with flags {flags:#x}")
+            raise OSError(errno.EINVAL, f"DMA_UNMAP has unknown flags {flags:#x}")
         if flags & UnmapFlag.ALL:
             if address or size:
-                raise OSError(errno.EINVAL, "DMA_UNMAP of all regions names one")
+                raise OSError(errno.EINVAL, "DMA_UNMAP of all regions must have address and size 0")
             self.forget()
         elif self._sizes.get(address) != size:
             raise OSError(errno.ENOENT, f"DMA_UNMAP of {size:#x} bytes at {address:#x}: no such region")

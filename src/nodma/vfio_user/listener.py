@@ -105,6 +105,6 @@ def _clear(path: Path) -> None:
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """Tell a file from another that comes to its place, and its inode number, later; a chmod changes nothing."""
+    """Return what distinguishes a file from a later one with its path and inode number; a chmod does not change it."""
     status = os.lstat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -110,7 +110,7 @@ class Server:
         if self._connection and _hung_up(self._connection.sock):
             self._drop("the client is gone")
         if self._connection or not self._detached or self.descriptors.backlog > MAX_BACKLOG:
-            why = "this device is in use" if self._connection else "this device is not ready for it"
+            why = "this device is in use" if self._connection else "the device is not ready"
             log.warning("another client was turned away: %s", why)
             self.descriptors.close_socket(sock)
             return

@@ -27,7 +27,7 @@ send: Callable[[socket.socket, bytes | memoryview, int], int] = socket.socket.se
 
 
 def handle(sock: socket.socket) -> socket.socket:
-    """Give what :func:`receive` and :func:`send` take for a socket; compiled, its descriptor."""
+    """Return what :func:`receive` and :func:`send` take for a socket; compiled, its descriptor."""
     return sock
 
 

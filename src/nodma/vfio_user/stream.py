@@ -114,7 +114,7 @@ class Connection:
             self._take_in(fds)
             # Those of a message that is not whole yet, and of the next: no client that keeps to the limit has more.
             if _count(self._fds) > 2 * MAX_FDS:
-                raise ProtocolError(f"a message brings more than {MAX_FDS} descriptors")
+                raise ProtocolError(f"a message carries more than {MAX_FDS} descriptors")
         return True
 
     def serve_accesses(self, endpoint: Endpoint, limit: int, until: float) -> bool:
@@ -173,7 +173,7 @@ class Connection:
         return False
 
     def messages(self) -> Iterator[Message]:
-        """Give the whole messages that are there, while no reply waits.
+        """Yield the complete messages that have arrived, while no reply waits.
 
         The payload is good until the next :meth:`receive`, the descriptors are the caller's. Raises
         ProtocolError if the stream cannot be followed any further.
@@ -189,7 +189,7 @@ class Connection:
             begin = self._begin
             msg_id, command, size, flags, _ = _HEADER.unpack_from(self._buffer, begin)
             if size < _HEADER_BYTES:
-                raise ProtocolError(f"a message says it has {size} bytes, its header alone has {_HEADER_BYTES}")
+                raise ProtocolError(f"message size is {size} bytes, expected at least the header's {_HEADER_BYTES}")
             if size > MAX_MESSAGE:
                 self._skip = size - _HEADER_BYTES
                 self._begin = begin + _HEADER_BYTES
@@ -271,7 +271,7 @@ class Connection:
             self._move_fds(begin)
 
     def _make_room(self, size: int) -> None:
-        """See to it that a message of ``size`` bytes fits behind what is left."""
+        """Make sure that a message of ``size`` bytes fits after what is left."""
         if size > len(self._buffer):
             grown = bytearray(size)
             left = self._end - self._begin

@@ -162,7 +162,7 @@ class BouncePool:
         with self._freed:
             bits = self._free[mapping._segment]
             if bits & mapping._bits:
-                raise UsageError(f"the mapping at {mapping.offset:#x} was unmapped before")
+                raise UsageError(f"the mapping at {mapping.offset:#x} is already unmapped")
             self._free[mapping._segment] = bits | mapping._bits
             self._roomy.add(mapping._segment)
             self.stats.used -= mapping.slots

@@ -1,7 +1,7 @@
-"""One function's share of a pool: slots that are its alone, and what it gets of those that are for all.
+"""One function's share of a pool: its reserved slots, and what it gets of the slots that all functions share.
 
-A function that floods the shared rest takes nothing of what another has reserved: the reservation is memory of its
-own, so a mapping that fits there when it is empty always comes to its turn, whatever the others do.
+A function that floods the common slots takes nothing of what another has reserved. A mapping that fits an empty
+reservation therefore always gets its turn, whatever the other functions do.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from nodma.window.pool import BouncePool, Direction, Mapping, PoolStats, ReadBuf
 
 
 class ReservedPool:
-    """Slots of ``own`` first, of ``rest`` when those are taken. Used as a BouncePool is; it counts this share alone.
+    """Uses slots of ``own`` first, then of ``common``. Has the interface of a BouncePool; counts this share only.
 
-    ``reclaim`` is called when neither has room: it waits until the device gave something back, and unmaps it.
+    ``reclaim`` is called when neither has room: it waits until the device returns something, and unmaps it.
     """
 
     def __init__(self, own: BouncePool, common: BouncePool, *, reclaim: Callable[[], None]) -> None:
-        """Raises UsageError if the two are not of one window."""
+        """Raises UsageError if the two are not in the same window."""
         if own.window is not common.window:
-            raise UsageError("a reservation and the rest that it is of must lie in one window")
+            raise UsageError("a reservation and the common part of its pool must lie in the same window")
         self.own = own
         self.common = common
         self.reclaim = reclaim

@@ -43,7 +43,7 @@ static int region_check_bounds(const struct nodma_region *region, const struct n
 		return refuse(region, "names BAR %d, and there are %d", region->bar, PCI_STD_NUM_BARS);
 	flags = pci_resource_flags(owner, region->bar);
 	if (flags & IORESOURCE_MEM && (flags & IORESOURCE_UNSET || !pci_resource_start(owner, region->bar)))
-		return refuse(region, "names BAR %d, which was given no address: there was no room for it behind its bridge",
+		return refuse(region, "names BAR %d, which was given no address: its bridge has no room for it",
 			      region->bar);
 	if (!(flags & IORESOURCE_MEM) || !pci_resource_len(owner, region->bar))
 		return refuse(region, "names BAR %d, which is not a memory BAR", region->bar);
