@@ -159,7 +159,7 @@ def test_an_owner_with_another_window_is_not_taken_for_the_one_before(owner: Any
     sharer.function.dma_unmapped({BASE: POOL})
     owner.function.detach()
     told(sharer, BASE)  # another client of the owner's put its BAR there
-    assert "function 0 has another window by now" in sharer.core.reason
+    assert "function 0 now has a different window" in sharer.core.reason
     sharer.registers.set(CommonCfg.device_status, 0)
     sharer.start()  # the driver sets it up anew, in the window there is now
     assert reads(sharer)
@@ -380,7 +380,7 @@ def answer_soon(keeper: PoolKeeper, channel: socket.socket) -> None:
         ),
         (bytes(KeeperReply.new(id=1, status=KeeperStatus.NOT_OWNER)), "refused: NOT_OWNER"),
         (bytes(KeeperReply.new(id=1, status=99)), "refused: status 99"),
-        (b"short", "another size than expected"),
+        (b"short", "the wrong size"),
     ],
 )
 def test_a_keeper_that_refuses_is_believed(
