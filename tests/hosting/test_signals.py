@@ -47,7 +47,20 @@ def handlers() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_handlers_are_restored_unless_it_is_ending(calls: Calls) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with calls.signals():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    with calls.signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert calls.next() == "stop"
+    os.kill(os.getpid(), signal.SIGTERM)  # late: does nothing
+    assert signal.getsignal(signal.SIGTERM) != before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

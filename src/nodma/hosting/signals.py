@@ -32,7 +32,7 @@ _HANDLED: Final = (*sorted(_STOP), signal.SIGUSR1)
 
 
 class Signals:
-    """Handles signals while it is entered, by the main thread.
+    """Handles signals while it is entered, by the main thread; once one asked the process to end, until it has ended.
 
     ``stop``, ``reload`` and ``give_up`` are called by another thread. ``give_up``, called with the reason, is to end
     the process; it is called ``seconds`` after ``stop``, or with a second signal, if the block was not left by then.
@@ -66,8 +66,9 @@ class Signals:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self._begun:  # else it is ending as asked, and one more signal must not change how
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._write)  # the thread reads the end of the pipe, and ends
         self._thread.join()
