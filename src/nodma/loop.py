@@ -59,7 +59,7 @@ class Handle:
 
     @property
     def watched(self) -> bool:
-        """Whether the loop watches it: neither paused nor cancelled."""
+        """Whether the loop watches it, which means it is neither paused nor cancelled."""
         return self._watched
 
     def pause(self) -> None:
@@ -129,7 +129,7 @@ class Loop:
         return self._impatient == (reader.watched and not reader.patient)
 
     def call_later(self, seconds: float, callback: Callback) -> Timer:
-        """Call ``callback`` once, after so many seconds."""
+        """Call ``callback`` once, after ``seconds``."""
         timer = Timer(callback)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer

@@ -76,7 +76,7 @@ class Queue:
     """A virtqueue of a device: at most ``size`` entries, its requests handled by a method of the device.
 
     The method has the queue's name, or that of ``handler``: several queues may share one. With ``batch`` it gets a list
-    of requests, all that are there or 16, which are given back together when it returns: for devices that gain by
+    of requests, up to 16 that are there, returned together when the handler returns: for devices that gain by
     doing several at once.
     """
 

@@ -50,7 +50,7 @@ class HandlerEngine:
         self.ring.rebase(base)
 
     def explain(self) -> BadRing:
-        """Say what was wrong, after FAULT."""
+        """Return what was wrong, after FAULT."""
         assert self._error
         return self._error
 

@@ -1,6 +1,6 @@
 """The process of a function of a slot, as its supervisor sees it: started, listened to, signalled, ended.
 
-It may be a program of somebody else's, and do anything: print nonsense or nothing, leave processes behind that hold its
+It may be anybody's program, and do anything: print nonsense or nothing, leave processes behind that hold its
 stdout, stop. It is never waited for without a limit, and nothing that it says is taken for more than it is.
 """
 

@@ -78,7 +78,7 @@ class HostedFunction:
         self.function.reload()
 
     def finish(self, seconds: float) -> None:
-        """Handle the requests that are there, and let the client go."""
+        """Handle the requests that have arrived, and drop the client."""
         self.doing = "finishing requests"
         if self.server:
             self.server.finish(seconds)

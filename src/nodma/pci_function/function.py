@@ -177,7 +177,7 @@ class PciFunction:
         return self.core.paused_queues()
 
     def tick(self) -> None:
-        """See that a client that is there keeps no thread waiting. To be called about once a second."""
+        """Make sure that the client keeps no thread waiting. Call it about once a second."""
         self.core.tick()
 
     def notifiers(self, region: int) -> Sequence[tuple[int, int, int]]:
@@ -204,7 +204,7 @@ class PciFunction:
         return self.core.service()
 
     def finish(self, seconds: float) -> None:
-        """Handle what is there, for so many seconds at most: nobody will be served any more."""
+        """Handle what has arrived, for at most ``seconds``: nobody is served afterwards."""
         self.core.finish(seconds)
 
     def reset(self) -> None:

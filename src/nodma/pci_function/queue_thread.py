@@ -1,8 +1,7 @@
 """A queue's own threads: one that serves it, and a few that do for it what has to wait for a disk.
 
-Compiled, none of them needs Python's lock while requests are the plain ones. All that is not a request, registers above
-all, is the business of the one thread that talks to the VMM: it pauses the queues' threads for as long as it changes
-anything that they look at.
+Compiled, none of them needs Python's lock while requests are the plain ones. Everything that is not a request, above
+all registers, belongs to the main thread: it pauses the queues' threads while it changes anything that they look at.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class _State(Enum):
 
 
 class QueueThread:
-    """Serves ``engine`` while it is resumed; made paused. Used by one thread, that which talks to the VMM.
+    """Serves ``engine`` while it is resumed; made paused. Used by the main thread only.
 
     Raises OSError or RuntimeError, and leaves neither thread nor descriptor behind, if there are not enough of them.
 
@@ -96,7 +95,7 @@ class QueueThread:
             self._go.release()
 
     def pause(self) -> None:
-        """Have it stop, and wait until it has, or is in a system call after which it will. What helpers do goes on."""
+        """Make it stop, and wait until it has stopped, or is in a system call after which it will. Helpers continue."""
         pause_all([self])
 
     def ask_to_pause(self) -> bool:
@@ -136,11 +135,11 @@ class QueueThread:
 
     @property
     def busy(self) -> bool:
-        """Whether requests are there that were not given back. It is paused."""
+        """Whether there are requests that were not returned. The thread is paused."""
         return self._state is _State.HELD or self.engine.outstanding > 0 or self.engine.ring.pending()
 
     def explain(self) -> BadRing:
-        """Say why it ended."""
+        """Return why it ended."""
         return BadRing("the queue's thread failed; see the log") if self._failed else self.engine.explain()
 
     def cancel(self) -> None:

@@ -67,7 +67,7 @@ class PoolKeeper:
             self.generation += 1
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Release the memory."""
         self._window.close()
 
     def answer(self, channel: socket.socket, *, owner: bool) -> bool:
@@ -174,7 +174,7 @@ class OwnWindow:
         self.window = Window.create(size)
 
     def refresh(self) -> bool:
-        """Nobody else replaces it."""
+        """Return False: nobody else replaces it."""
         return False
 
     def renew(self) -> None:
@@ -184,7 +184,7 @@ class OwnWindow:
         self.window = Window.create(size)
 
     def close(self) -> None:
-        """Let it go."""
+        """Release it."""
         self.window.close()
 
 
@@ -202,7 +202,7 @@ class SharedWindow:
 
     @property
     def stale(self) -> bool:
-        """Whether there is another window by now than the one that is mapped."""
+        """Whether the keeper now has a different window from the one that is mapped."""
         generation, fd = self._keeper.lend(self._generation)
         if fd is not None:
             os.close(fd)
@@ -231,7 +231,7 @@ class SharedWindow:
                 self.refresh()
 
     def close(self) -> None:
-        """Let the mapping go."""
+        """Release the mapping."""
         self.window.close()
 
 

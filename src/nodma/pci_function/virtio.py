@@ -332,7 +332,7 @@ class VirtioCore:
                 queue.thread.look_after()
 
     def _resume(self) -> None:
-        """Let the threads go on, if nothing speaks against it."""
+        """Let the threads continue, unless something else keeps them paused."""
         if self._pause_depth or not self.running:
             return
         self.main_thread_must_interrupt = False
@@ -343,7 +343,7 @@ class VirtioCore:
                 queue.thread.resume()
 
     def service(self) -> bool:
-        """Give each queue that has work a turn, and each thread what it wants; return whether any queue has more."""
+        """Serve queues that have work for a turn, do what threads ask for; return whether any queue has more."""
         if self._retired.unfinished:
             self._finish_reset()
         if self._threaded:
@@ -356,7 +356,7 @@ class VirtioCore:
         return bool(self._active) and self.running
 
     def finish(self, seconds: float) -> None:
-        """Handle the requests that are there, for so many seconds at most."""
+        """Handle the requests that have arrived, for at most ``seconds``."""
         end = time.monotonic() + seconds
         self._wake_all()  # a driver need not have notified us yet
         while time.monotonic() < end:

@@ -86,7 +86,7 @@ class QueueEngine:
         self.ring.rebase(base)
 
     def explain(self) -> BadRing:
-        """Say what was wrong, after FAULT."""
+        """Return what was wrong, after FAULT."""
         return self.ring.explain(self.batch)
 
     # For a thread of its own

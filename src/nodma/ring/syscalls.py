@@ -95,7 +95,7 @@ def handle(epoll: select.epoll) -> select.epoll:
 
 
 def now() -> int:
-    """Nanoseconds of a clock that only goes on."""
+    """Return the nanoseconds of a monotonic clock."""
     return time.monotonic_ns()
 
 

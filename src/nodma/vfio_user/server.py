@@ -75,7 +75,7 @@ class Server:
         return self._messages + (self._connection.messages_seen if self._connection else 0)
 
     def finish(self, seconds: float) -> None:
-        """Accept no more clients, finish the requests that are there within so many seconds, let the client go."""
+        """Accept no more clients, finish the requests that have arrived within ``seconds``, and drop the client."""
         self._finished = True
         self._accepting.cancel()
         try:

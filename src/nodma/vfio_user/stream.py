@@ -91,7 +91,7 @@ class Connection:
         return bool(self._fds) or (not self._out and (self._skip > 0 or self._begin < self._end))
 
     def receive(self, wait: bool = False) -> bool:
-        """Take what there is, or ``wait`` for something; tell whether anything came.
+        """Receive what there is, or ``wait`` for something; return whether anything came.
 
         Raises Disconnected at the end of the stream, ProtocolError for a message with more than MAX_FDS descriptors.
         """
