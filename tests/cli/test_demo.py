@@ -41,7 +41,7 @@ def test_all_holds_and_nothing_is_left_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_demo_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "nodma", "demo", "--requests", "100000000", "--json"],
@@ -62,8 +62,39 @@ def test_a_demo_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: sign
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_stop_it_from_cleaning_up(tmp_path: Path, number: signal.Signals) -> None:
+    ends_slowly = """
+import importlib, os, shutil, signal
+from nodma.cli import main
+
+rmtree, demo = shutil.rmtree, importlib.import_module("nodma.cli.demo")
+signalled = lambda *_, **__: os.kill(os.getpid(), NUMBER)
+shutil.rmtree = lambda *words, **options: signalled() or rmtree(*words, **options)
+demo.run_demo = lambda *_, **__: signalled() or signal.pause()
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", ends_slowly.replace("NUMBER", str(int(number))), "demo"],
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (128 + number, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pool_that_cannot_be_is_a_wrong_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nodma", "demo", "--pool", "3M"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Invalid value for '--pool': the pool must be a power of two" in done.stderr
+
+
 def tell(work: Path) -> None:
-    story.run_demo(work, files=120, pool="1M", requests=1000, progress=lambda *_: None)
+    story.run_demo(work, files=120, pool=1 << 20, requests=1000, progress=lambda *_: None)
 
 
 def test_a_canary_that_is_found_fails_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +143,7 @@ def create(size):
     return Window(fd, size)
 story.Window.create = create
 (Path(DIRECTORY) / "work").mkdir()
-found = story.run_demo(Path(DIRECTORY) / "work", files=30, pool="1M", requests=1000, progress=lambda *_: None)
+found = story.run_demo(Path(DIRECTORY) / "work", files=30, pool=1 << 20, requests=1000, progress=lambda *_: None)
 print(len(found.checks), found.ram.inode in [item.file.inode for item in found.descriptors])
 """
 

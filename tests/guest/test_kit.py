@@ -178,12 +178,12 @@ def test_cleaning_removes_the_kit_and_nothing_else(tmp_path: Path) -> None:
     finish(tmp_path / "cache")
     (tmp_path / "cache" / "root" / "usr").mkdir(parents=True)
     (tmp_path / "cache" / "mine.img").touch()
-    clean(tmp_path / "cache")
+    assert clean(tmp_path / "cache") == tmp_path / "cache"
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["mine.img"]
     (tmp_path / "cache" / "mine.img").unlink()
     clean(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
-    clean(tmp_path / "cache")
+    assert clean(tmp_path / "cache") is None
 
 
 def test_a_directory_with_packages_half_unpacked_is_begun_anew(tmp_path: Path) -> None:

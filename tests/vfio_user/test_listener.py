@@ -49,6 +49,9 @@ def test_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
         make_listener(tmp_path / ("x" * 108))
     with pytest.raises(UsageError, match="cannot listen at"):
         make_listener(tmp_path / "missing" / "s")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot listen at .*/file/s: Not a directory"):
+        make_listener(tmp_path / "file" / "s")
 
 
 def test_a_socket_file_that_went_meanwhile_is_nothing_to_remove(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -16,10 +18,12 @@ from rich.table import Table
 
 from nodma.cli.json_line import echo_json
 from nodma.demo.story import Findings, run_demo
+from nodma.hosting.options import PoolSize
 from nodma.units import show_size
 
 _KILLED = 128
 """What a shell adds to the number of the signal that ended a command."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _WIDTH = 100
 """Columns to use where the output is not a terminal."""
 
@@ -27,15 +31,15 @@ _WIDTH = 100
 @click.command()
 @click.option("--files", type=click.IntRange(10, 100_000), default=1200, show_default=True, help="Files on the disk.")
 @click.option("--requests", type=click.IntRange(1_000), default=100_000, show_default=True, help="Random reads.")
-@click.option("--pool", default="16M", show_default=True, help="The window's size.")
+@click.option("--pool", type=PoolSize(), default="16M", show_default=True, help="The window's size.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
+def demo(*, files: int, requests: int, pool: int, as_json: bool) -> None:
     """Serve an ext4 disk from one process, use it from another, and show who holds which memory.
 
     The exit code is 0 only if every check passes. No files are left.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(_KILLED + number))
+    for number in _ENDING:
+        signal.signal(number, _end)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH)
@@ -45,6 +49,13 @@ def demo(*, files: int, requests: int, pool: str, as_json: bool) -> None:
         echo_json(dataclasses.asdict(found))
     else:
         _show(console, found)
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    """End in order at the first signal: another would come in the middle of cleaning up, and leave files behind."""
+    for one in _ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    sys.exit(_KILLED + number)
 
 
 def _bar(console: Console, hidden: bool) -> Progress:

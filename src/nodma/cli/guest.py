@@ -21,11 +21,13 @@ from nodma.guest.doctor import examine
 from nodma.guest.job import PROGRAMS
 from nodma.guest.kit import EXTRAS, GENERIC, set_up, short_name
 from nodma.guest.kit import clean as clean_kit
+from nodma.guest.kit_directory import kit_directory
 from nodma.guest.lifetime import ended_by_signals, work_directory
 from nodma.guest.machine import run_shell
 from nodma.guest.prove import prove as make_proof
 from nodma.guest.report import FORMAT as REPORT_FORMAT
 from nodma.guest.report import make_report
+from nodma.hosting.options import PoolSize
 from nodma.hosting.process import DeviceProcess
 
 _NOT_RUN = 125
@@ -120,7 +122,8 @@ def doctor(*, place: Path | None, as_json: bool) -> None:
 @_kit
 def clean(*, place: Path | None) -> None:
     """Remove the kit, and what was built with it."""
-    click.echo(f"removed the kit in {clean_kit(place)}")
+    removed = clean_kit(place)
+    click.echo(f"removed the kit in {removed}" if removed else f"there is no kit in {kit_directory(place)}")
 
 
 @guest.command()
@@ -155,8 +158,15 @@ def clean(*, place: Path | None) -> None:
     metavar="IMAGE",
     help="Serve this image, and attach it.",
 )
-@click.option("--pool", default="16M", show_default=True, help="The window's size for each --disk.")
-@click.option("--queues", default=1, show_default=True, help="Request queues for each --disk.")
+@click.option("--pool", type=PoolSize(), default="16M", show_default=True, help="The window's size for each --disk.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Request queues for each --disk.",
+)
 @click.option(
     "--socket",
     "sockets",
@@ -232,7 +242,9 @@ def _run(
         functions = list(sockets)
         for number, image in enumerate(disks):
             functions.append(work / f"disk{number}.sock")
-            served = DeviceProcess(image, functions[-1], "--pool", options["pool"], "--queues", str(options["queues"]))
+            served = DeviceProcess(
+                image, functions[-1], "--pool", str(options["pool"]), "--queues", str(options["queues"])
+            )
             stack.enter_context(served)
         if script is None:
             return run_shell(tools, kernel, job, functions, shape, work)

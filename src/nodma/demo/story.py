@@ -66,7 +66,7 @@ class Findings:
     checks: list[str] = field(default_factory=list)
 
 
-def run_demo(work: Path, *, files: int, pool: str, requests: int, progress: Progress) -> Findings:
+def run_demo(work: Path, *, files: int, pool: int, requests: int, progress: Progress) -> Findings:
     """Run the whole demo in the empty directory ``work``. Raises NodmaError where something does not hold."""
     found = Findings()
     image, socket = work / "disk.img", work / "disk.sock"
@@ -79,7 +79,7 @@ def run_demo(work: Path, *, files: int, pool: str, requests: int, progress: Prog
     blocks = ext4.blocks_of(image, chosen, work)
     progress("making an ext4 image (mke2fs -d)", 1, 1)
 
-    with DeviceProcess(image, socket, "--pool", pool, "--serial", "nodma-demo") as process:
+    with DeviceProcess(image, socket, "--pool", str(pool), "--serial", "nodma-demo") as process:
         found.startup, found.qemu, found.ring = process.startup, process.ready["qemu"], process.ready["ring"]
         found.pool_bytes = process.ready["pool"]
         ram = _guest_memory()

@@ -155,11 +155,14 @@ def set_up(
         return Kit.open(directory)
 
 
-def clean(given: Path | None = None) -> Path:
-    """Remove the kit, and all that was built with it; return its directory. Files that are not a kit's stay."""
+def clean(given: Path | None = None) -> Path | None:
+    """Remove the kit, and all that was built with it; return its directory, None if there was none.
+
+    Files that are not a kit's stay.
+    """
     directory = kit_directory(given)
     if not directory.exists():
-        return directory
+        return None
     with locked(directory, "setup"):
         (directory / "kit.json").unlink(missing_ok=True)
         _forget_extras(directory)

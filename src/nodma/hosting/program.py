@@ -72,6 +72,7 @@ def run(command: click.Command, prog_name: str | None = None) -> None:
     """
     output.secure_standard_descriptors()
     code: int = 0
+    unsaid = ""
     try:
         status = command.main(standalone_mode=False, prog_name=prog_name)
         code = status if isinstance(status, int) else 0  # of a command that ended by Context.exit
@@ -90,8 +91,11 @@ def run(command: click.Command, prog_name: str | None = None) -> None:
     except OSError as error:  # of stdout, most of all: what commands do with files, they check
         code = FAILED
         if not isinstance(error, BrokenPipeError):  # else whoever reads has seen enough
-            output.say_error(str(error))
-    sys.exit(_close_stdout() or code)
+            unsaid = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    failed = _close_stdout()
+    if unsaid and not failed:  # else it was stdout, which that has said
+        output.say_error(unsaid)
+    sys.exit(failed or code)
 
 
 def _close_stdout() -> int:

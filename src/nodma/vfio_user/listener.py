@@ -90,6 +90,8 @@ def _clear(path: Path) -> None:
             raise Unavailable(f"{path} exists and is not a socket: it is left alone; name another path")
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise Unavailable(f"cannot listen at {path}: {error.strerror}") from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
