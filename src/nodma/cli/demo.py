@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nodma.cli.console import make_console, print_table
 from nodma.cli.json_line import echo_json
 from nodma.demo.story import Findings, run_demo
 from nodma.hosting.options import PoolSize
@@ -24,7 +25,6 @@ from nodma.units import show_size
 _KILLED = 128
 """What a shell adds to the number of the signal that ended a command."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-_WIDTH = 100
 """Columns to use where the output is not a terminal."""
 
 
@@ -40,9 +40,7 @@ def demo(*, files: int, requests: int, pool: int, as_json: bool) -> None:
     """
     for number in _ENDING:
         signal.signal(number, _end)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH)
+    console = make_console()
     with tempfile.TemporaryDirectory(prefix="nodma-demo-") as directory, _bar(console, as_json) as bar:
         found = run_demo(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
     if as_json:
@@ -97,7 +95,7 @@ def _show(console: Console, found: Findings) -> None:
         table.add_column(overflow="fold")
         for left, right in pairs:
             table.add_row(f"  {left}", right)
-        console.print(table)
+        print_table(table)
 
     window = [mapped for mapped in found.maps if mapped.file == found.window]
     console.print(

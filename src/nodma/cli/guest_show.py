@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nodma.cli.console import print_table
 from nodma.cli.json_line import echo_json
 from nodma.guest import Kit
 from nodma.guest.doctor import Finding
@@ -84,7 +85,7 @@ def show_proof(console: Console, proof: Proof) -> None:
     }
     for left, right in rows.items():
         table.add_row(f"  {left}", right)
-    console.print(table)
+    print_table(table)
     console.print("[bold]What held[/bold]")
     for check in proof.checks:
         mark = "[green]  ok[/green]" if check.holds else "[red]  NOT[/red]"
