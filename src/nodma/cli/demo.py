@@ -25,7 +25,6 @@ from nodma.units import show_size
 _KILLED = 128
 """What a shell adds to the number of the signal that ended a command."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-"""Columns to use where the output is not a terminal."""
 
 
 @click.command()

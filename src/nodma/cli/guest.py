@@ -203,10 +203,16 @@ def clean(*, place: Path | None) -> None:
 )
 @click.option("--no-module", is_flag=True, help="Do not load nodma's kernel module.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy the guest's /out to this directory.")
-@click.option("--memory", default=512, show_default=True, metavar="MIB")
-@click.option("--cpus", default=1, show_default=True, metavar="N")
+@click.option("--memory", default=512, show_default=True, metavar="MIB", help="The guest's memory.")
+@click.option("--cpus", default=1, show_default=True, metavar="N", help="The guest's processors.")
 @click.option("--append", default="", metavar="TEXT", help="Append this to the kernel's command line.")
-@click.option("--accelerator", type=click.Choice(["auto", *ACCELERATORS]), default="auto", show_default=True)
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", *ACCELERATORS]),
+    default="auto",
+    show_default=True,
+    help="How to run the guest; auto takes KVM if it works.",
+)
 @click.option("--timeout", default=600.0, show_default=True, metavar="SECONDS", help="Stop a script that takes longer.")
 def run(**options: Any) -> None:
     """Boot a guest with disks that never touch its memory; a shell on its console, or a script.
