@@ -85,6 +85,35 @@ main()
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_while_a_program_starts_leaves_no_program_that_writes_on(tmp_path: Path) -> None:
+    ends_it_early = """
+import importlib, os, signal, subprocess
+from nodma.cli import main
+from nodma.demo import ext4
+
+demo, fork_exec = importlib.import_module("nodma.cli.demo"), subprocess._fork_exec
+
+def forks(*words):
+    pid = fork_exec(*words)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return pid
+
+subprocess._fork_exec = forks
+write = 'i=0; while [ $i -lt 100 ]; do i=$((i + 1)); mkdir -p "$0/$i"; sleep 0.05; done'
+demo.run_demo = lambda work, **_: ext4._run(["sh", "-c", write, str(work)])
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", ends_it_early, "demo"],
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,  # which waits for all that have the pipes open, a program that is left too
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pool_that_cannot_be_is_a_wrong_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nodma", "demo", "--pool", "3M"], capture_output=True, text=True, check=False

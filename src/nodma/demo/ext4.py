@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +17,22 @@ _PACKAGE: Final = "e2fsprogs"
 
 
 def _run(arguments: list[str], *, good: Iterable[int] = (0,)) -> str:
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    if done.returncode not in good:
-        last = " / ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
-        raise Unavailable(f"{Path(arguments[0]).name} failed with exit code {done.returncode}: {last}")
-    return done.stdout
+    process: subprocess.Popen[str] | None = None
+    # A signal that ended us while Popen starts it would leave a program that nobody knows, and that writes on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        out, errors = process.communicate()
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if process.returncode not in good:
+        last = " / ".join((out + errors).strip().splitlines()[-3:])
+        raise Unavailable(f"{Path(arguments[0]).name} failed with exit code {process.returncode}: {last}")
+    return out
 
 
 def make_image(image: Path, tree: Path, size: int) -> None:
