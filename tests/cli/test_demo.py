@@ -85,6 +85,27 @@ main()
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_while_it_cleans_up_at_its_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    signalled_late = """
+import importlib, os, shutil, signal
+from nodma.cli import main
+
+rmtree, demo = shutil.rmtree, importlib.import_module("nodma.cli.demo")
+shutil.rmtree = lambda *words, **options: os.kill(os.getpid(), signal.SIGTERM) or rmtree(*words, **options)
+demo.run_demo = lambda *_, **__: demo.Findings()
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", signalled_late, "demo", "--json"],
+        env={"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_signal_while_a_program_starts_leaves_no_program_that_writes_on(tmp_path: Path) -> None:
     ends_it_early = """
 import importlib, os, signal, subprocess

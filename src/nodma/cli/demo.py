@@ -41,7 +41,10 @@ def demo(*, files: int, requests: int, pool: int, as_json: bool) -> None:
         signal.signal(number, _end)
     console = make_console()
     with tempfile.TemporaryDirectory(prefix="nodma-demo-") as directory, _bar(console, as_json) as bar:
-        found = run_demo(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
+        try:
+            found = run_demo(Path(directory), files=files, pool=pool, requests=requests, progress=_Steps(bar))
+        finally:
+            _ignore_signals()
     if as_json:
         echo_json(dataclasses.asdict(found))
     else:
@@ -49,10 +52,14 @@ def demo(*, files: int, requests: int, pool: int, as_json: bool) -> None:
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:
-    """End in order at the first signal: another would come in the middle of cleaning up, and leave files behind."""
-    for one in _ENDING:
-        signal.signal(one, signal.SIG_IGN)
+    _ignore_signals()
     sys.exit(_KILLED + number)
+
+
+def _ignore_signals() -> None:
+    """Ignore what ends the demo, from now on: in the middle of cleaning up it would leave files behind."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _bar(console: Console, hidden: bool) -> Progress:
