@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -208,14 +209,30 @@ def served(make_served: Callable[..., Served]) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture
-def count_descriptors() -> Callable[[], int]:
-    """Count this process's open descriptors, less what only garbage of earlier tests holds.
+class DescriptorCount:
+    """Counts this process's open descriptors. A server closes those of its clients in a thread, or in a child."""
 
-    Garbage made after that counts: a device that waits for a collection to let go of a window leaks it.
+    def __call__(self) -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def settles(self, expected: int) -> bool:
+        """Wait until so many are open; False if that never comes."""
+        end = time.monotonic() + 60
+        while self() != expected:
+            if time.monotonic() > end:
+                return False
+            os.sched_yield()
+        return True
+
+
+@pytest.fixture
+def count_descriptors() -> DescriptorCount:
+    """Count descriptors, less those that only garbage of earlier tests holds.
+
+    Garbage made after that counts: a device that waits for a collection to close a window leaks it.
     """
     gc.collect()
-    return lambda: sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return DescriptorCount()
 
 
 def page_script(page: Path) -> str:

@@ -8,7 +8,7 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,14 @@ def stepped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stepped]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(stepped: Stepped, count_descriptors: Callable[[], int]) -> Iterator[None]:
+def nothing_is_left_behind(stepped: Stepped, count_descriptors: Any) -> Iterator[None]:
     assert stepped.serves()
     all_closed(stepped)
     before = count_descriptors()
     yield
     assert stepped.serves()
     all_closed(stepped)
-    assert count_descriptors() == before
+    assert count_descriptors.settles(before)
 
 
 def all_closed(stepped: Stepped) -> None:
@@ -214,9 +214,7 @@ def test_a_message_longer_than_any_is_refused_and_skipped(stepped: Stepped) -> N
 
 
 @pytest.mark.parametrize("size", [1 << 30, 200], ids=["skipped", "awaited"])
-def test_descriptors_cannot_be_parked_piece_by_piece(
-    stepped: Stepped, count_descriptors: Callable[[], int], size: int
-) -> None:
+def test_descriptors_cannot_be_parked_piece_by_piece(stepped: Stepped, count_descriptors: Any, size: int) -> None:
     """Each piece of a message may bring as many as a message may; a client that goes on so is let go, with them."""
     all_closed(stepped)
     before = count_descriptors()
@@ -228,10 +226,10 @@ def test_descriptors_cannot_be_parked_piece_by_piece(
             for _ in range(40):
                 socket.send_fds(sock, [b"\0"], [nothing.fileno()] * 16)
                 stepped.settle()
-                assert count_descriptors() < before + 60
+                assert count_descriptors() < before + 128  # 96 wait to be closed at most, and a message has 32
         assert not stepped.server.connected
     all_closed(stepped)
-    assert count_descriptors() == before
+    assert count_descriptors.settles(before)
     assert stepped.serves()
 
 
@@ -487,7 +485,7 @@ def test_without_a_descriptor_for_it_a_client_waits_and_nothing_spins(
         assert stepped.server.connected
 
 
-def test_half_a_message_keeps_no_memory_open(stepped: Stepped, count_descriptors: Callable[[], int]) -> None:
+def test_half_a_message_keeps_no_memory_open(stepped: Stepped, count_descriptors: Any) -> None:
     with stepped.connect() as sock:
         sock.sendall(HELLO)
         stepped.settle(sock)
@@ -496,14 +494,12 @@ def test_half_a_message_keeps_no_memory_open(stepped: Stepped, count_descriptors
             message = Header.codec.pack(2, command, 16 + 32, 0, 0) + bytes(32)
             send_with_descriptors(sock, message[:20], 3)
             stepped.settle()
-            assert count_descriptors() == before
+            assert count_descriptors.settles(before)
             sock.sendall(message[20:])
             assert Header.codec.unpack_from(stepped.settle(sock))[4] == 22
 
 
-def test_a_message_has_a_deadline(
-    stepped: Stepped, monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
-) -> None:
+def test_a_message_has_a_deadline(stepped: Stepped, monkeypatch: pytest.MonkeyPatch, count_descriptors: Any) -> None:
     with stepped.connect() as sock:
         sock.sendall(HELLO)
         stepped.settle(sock)
@@ -512,7 +508,7 @@ def test_a_message_has_a_deadline(
         socket.send_fds(sock, [Header.codec.pack(2, Cmd.DEVICE_SET_IRQS, 40, 0, 0)], [eventfd])
         os.close(eventfd)
         stepped.settle(sock)
-        assert count_descriptors() == before + 1  # it may be of use
+        assert count_descriptors.settles(before + 1)  # it may be of use
         stepped.server._tick()
         sock.sendall(bytes(24) + bytes(1))  # the rest, and the beginning of another
         stepped.settle(sock)
@@ -521,7 +517,7 @@ def test_a_message_has_a_deadline(
         assert stepped.server.connected  # another message, another time
         stepped.server._tick()
         assert not stepped.server.connected
-    assert count_descriptors() == before - 2  # both ends of the connection are closed, and the eventfd
+    assert count_descriptors.settles(before - 2)  # both ends of the connection are closed, and the eventfd
 
 
 def test_a_client_that_floods_is_served_in_turns(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
