@@ -22,8 +22,8 @@ _C_FUNCTION: Final = re.compile(r"^(?=[a-z]).*?\b(\w+)\(")
 _HEAD: Final = """\
 # The clauses, and what holds them
 
-Restricted DMA is what both ends must keep: the clauses of [the wire format](wire-format.md), with the ids that code and
-tests cite. This page is made of those citations by `make clauses`.
+This page lists the clauses of restricted DMA ([the wire format](wire-format.md)), by the ids that code and tests cite.
+`make clauses` makes it from those citations.
 """
 
 Places = Mapping[str, tuple[str, ...]]
