@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,32 @@ def test_doorbells_are_told_of_with_their_places(make_function: Callable[..., Pc
     assert function.notifiers(0) == [(0x3000 + 4 * n, 4, function.core.doorbells[n]) for n in range(3)]
     assert [function.notifiers(region) for region in (1, 2, Region.CONFIG)] == [(), (), ()]
     assert make_function(queues=3).notifiers(0) == []
+
+
+def test_doorbells_are_renewed_all_or_none(
+    make_function: Callable[..., PciFunction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = make_function(queues=2, threads=True)
+    closed: list[int] = []
+    function.interrupts.close_fds = closed.extend
+    before = function.core.doorbells
+    make, made = os.eventfd, []
+
+    def once(*arguments: int) -> int:
+        if made:
+            raise OSError(errno.ENFILE, "too many open files")
+        made.append(make(*arguments))
+        return made[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "eventfd", once)
+        with pytest.raises(OSError, match="too many"):
+            function.detach()
+    assert (function.core.doorbells, closed) == (before, [])
+    function.detach()
+    assert closed == before != function.core.doorbells
+    for fd in closed:
+        os.close(fd)
 
 
 def test_function_level_reset_by_device_control(function: PciFunction, registers: Any) -> None:

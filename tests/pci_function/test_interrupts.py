@@ -190,3 +190,18 @@ def test_a_write_to_the_table_acts_on_the_controls_that_it_touches(
     wired.interrupts.write_table(offset, data)
     assert acted == touched
     assert bytes(wired.interrupts.table[offset : offset + len(data)]) == data
+
+
+def test_eventfds_are_closed_by_whoever_can_bear_that_it_takes_forever(wired: Wired) -> None:
+    closed: list[int] = []
+    wired.interrupts.close_fds = closed.extend
+    err = os.eventfd(0)
+    wired.interrupts.assign_err(err)
+    had = [*wired.interrupts._eventfds, wired.interrupts._intx_fd]
+    wired.interrupts.assign_vectors(0, [os.eventfd(0)])
+    replacement = wired.interrupts._eventfds[0]
+    wired.interrupts.give_up()
+    wired.interrupts.close()
+    assert closed == [had[0], replacement, *had[1:], err]
+    for fd in closed:
+        os.close(fd)

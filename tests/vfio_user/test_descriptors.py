@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -135,4 +136,26 @@ def test_without_a_thread_a_child_does_it(descriptors: Descriptors, monkeypatch:
 
     monkeypatch.setattr(module.threading.Thread, "start", none_left)
     descriptors.close([os.memfd_create("guest")])
+    settle(descriptors, 0)
+
+
+def test_an_eventfd_whose_last_close_hangs_keeps_a_thread_and_nobody_else(
+    descriptors: Descriptors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last close of an eventfd waits for its epoll, which somebody may have wait for a page fault."""
+    go_on = threading.Event()
+    eventfd, close = os.eventfd(0), os.close
+
+    def hang(fd: int) -> None:
+        if fd == eventfd:
+            assert threading.current_thread() is not threading.main_thread()
+            assert go_on.wait(20)
+        close(fd)
+
+    monkeypatch.setattr(module.os, "close", hang)
+    descriptors.close([eventfd])
+    descriptors.close_socket(socket.socket())  # behind it
+    assert descriptors.backlog == 2
+    settle(descriptors, 1)  # by another thread
+    go_on.set()
     settle(descriptors, 0)

@@ -10,6 +10,7 @@ import pytest
 from nodma.errors import Disconnected
 from nodma.spec.vfio_user import Header
 from nodma.vfio_user.connection import MAX_FDS, Connection
+from nodma.vfio_user.descriptors import Descriptors
 
 
 def message(serial: int, payload: bytes = b"") -> bytes:
@@ -56,14 +57,20 @@ def test_descriptors_with_half_a_message_wait_for_the_rest(pair: tuple[Connectio
     os.close(fd)
 
 
-def test_more_descriptors_than_any_message_may_have_are_dropped(pair: tuple[Connection, socket.socket]) -> None:
+def test_more_descriptors_than_any_message_may_have_are_dropped(
+    pair: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection, theirs = pair
     fd = os.eventfd(0)
     socket.send_fds(theirs, [message(1)], [fd] * 100)
     os.close(fd)
+    closed: list[int] = []
+    monkeypatch.setattr(Descriptors, "close", lambda _, fds: closed.extend(fds))
     connection.receive()
     ((_, _, count),) = take(connection)
-    assert count <= MAX_FDS
+    assert (count, len(closed)) == (MAX_FDS, 100 - MAX_FDS)  # none was left to the kernel to close
+    for fd in closed:
+        os.close(fd)
 
 
 def test_a_message_larger_than_the_buffer_makes_it_grow(pair: tuple[Connection, socket.socket]) -> None:

@@ -36,6 +36,8 @@ class Interrupts:
         """Interrupts that were signalled."""
         self.paused_queues: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered around changes that a queue's thread, which signals an eventfd directly, must not see halfway."""
+        self.close_fds: Callable[[list[int]], None] = close_all
+        """Closes eventfds of a client's, which can take forever: whoever has clients gives what can bear that."""
         self._eventfds: list[int] = [-1] * vectors
         self._masked = [False] * vectors
         self._pending: set[int] = set()
@@ -80,26 +82,23 @@ class Interrupts:
     def assign_vectors(self, start: int, eventfds: list[int]) -> None:
         """Wire the vectors from ``start`` on to eventfds, or to nothing where -1 stands."""
         with self.paused_queues():
-            for vector, fd in enumerate(eventfds, start):
-                if self._eventfds[vector] >= 0:
-                    os.close(self._eventfds[vector])
-                self._eventfds[vector] = fd
-                self._masked[vector] = False
+            end = start + len(eventfds)
+            old, self._eventfds[start:end] = self._eventfds[start:end], eventfds
+            self._masked[start:end] = [False] * len(eventfds)
+            self._close(old)
             self._deliver_pending()
 
     def assign_intx(self, fd: int) -> None:
         """Wire INTx to an eventfd, or to nothing if it is -1."""
-        if self._intx_fd >= 0:
-            os.close(self._intx_fd)
-        self._intx_fd = fd
+        old, self._intx_fd = self._intx_fd, fd
+        self._close([old])
         self._intx_masked = False
         self._signal_intx()
 
     def assign_err(self, fd: int) -> None:
         """Take the eventfd of the error interrupt. It is never signalled: QEMU would stop the machine."""
-        if self._err_fd >= 0:
-            os.close(self._err_fd)
-        self._err_fd = fd
+        old, self._err_fd = self._err_fd, fd
+        self._close([old])
 
     def mask_vectors(self, start: int, count: int, masked: bool) -> None:
         """Mask or unmask vectors; what came while they were masked is delivered then."""
@@ -176,7 +175,17 @@ class Interrupts:
         """Signal no eventfd any more that is assigned now: the client made a full one blocking."""
         log.warning("client made a full eventfd blocking: no more interrupts until it assigns eventfds anew")
         with self.paused_queues():
-            for fd in {*self._eventfds, self._intx_fd} - {-1}:
-                os.close(fd)
+            old = [*self._eventfds, self._intx_fd]
             self._eventfds = [-1] * self.vectors
             self._intx_fd = -1
+            self._close(old)
+
+    def _close(self, fds: list[int]) -> None:
+        if open_fds := [fd for fd in fds if fd >= 0]:
+            self.close_fds(open_fds)
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors, however long that takes."""
+    for fd in fds:
+        os.close(fd)

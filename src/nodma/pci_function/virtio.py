@@ -16,7 +16,7 @@ from typing import Final
 from nodma.device.base import Device, Engine
 from nodma.errors import BadRing, OutsideAddress
 from nodma.pci_function.device_guard import Guarded, check_engine
-from nodma.pci_function.interrupts import Interrupts
+from nodma.pci_function.interrupts import Interrupts, close_all
 from nodma.pci_function.queue_thread import QueueThread, pause_all
 from nodma.pci_function.queues import Counters, RetiredThreads, VirtQueue
 from nodma.ring import BUSY, FAULT, TURNS, DeviceRing, QueueEngine, RingLayout
@@ -446,9 +446,15 @@ class VirtioCore:
 
     def renew_doorbells(self) -> None:
         """Make each queue a new doorbell: a client that is gone may still hold the old one. The queues are reset."""
-        for index, fd in enumerate(self.doorbells):
-            os.close(fd)
-            self.doorbells[index] = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        fresh: list[int] = []
+        try:
+            fresh.extend(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self.doorbells)
+        except OSError:  # the old ones stay, until this is called again
+            close_all(fresh)
+            raise
+        old, self.doorbells = self.doorbells, fresh
+        if old:
+            self.interrupts.close_fds(old)
 
     def close(self) -> None:
         """Close what is open, the window excepted. The queues are reset."""

@@ -4,8 +4,9 @@ To close a stranger's descriptor can take forever. The last reference to a file 
 that lingers; closing a file of FUSE waits for its server, in a way that not even SIGKILL ends. So nobody waits for it
 longer than CLOSE_SECONDS:
 
-- Memory, which a VMM sends with DMA_MAP, and the clients' own sockets are closed by a thread. All that can keep it
-  ends: freeing memory by itself, lingering by a signal.
+- Memory, which a VMM sends with DMA_MAP, eventfds, and the clients' own sockets are closed by a thread. What an honest
+  client can keep it with ends: freeing memory by itself, lingering by a signal. The last close of what is in an epoll
+  waits for whoever uses that; one who has it wait for a page fault keeps the thread. Then another thread goes on.
 - Anything else is closed by a child process that shares this one's table of descriptors and nothing else. A thread
   would not do: one that is stuck keeps its process from ending. No honest client makes that child necessary.
 
@@ -37,6 +38,8 @@ MAX_BACKLOG: Final = 64
 """Descriptors that may wait to be closed; while there are more, no client is served."""
 MAX_CHILDREN: Final = 8
 """Child processes that may be stuck at closing descriptors."""
+MAX_THREADS: Final = 8
+"""Threads that may be stuck at it."""
 _KILL_SECONDS: Final = 1.0
 """How long a child may take before it is killed, which ends all but a wait for FUSE."""
 _EVENTFD: Final = "anon_inode:[eventfd]"
@@ -52,9 +55,11 @@ class Descriptors:
         self.refused = 0
         """Descriptors that were not eventfds, and were closed as they arrived, since the process began."""
         self._queue: queue.SimpleQueue[tuple[list[int], threading.Event] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._given = 0  # to the thread, by the caller
-        self._closed = 0  # by the thread
+        self._threads: list[threading.Thread] = []
+        self._given = 0  # to the threads, by the caller
+        self._closed = 0  # by the threads
+        self._counting = threading.Lock()
+        self._closed_before = 0  # when last looked after
         self._children: dict[int, tuple[float, int]] = {}  # by process id: when it began, how many it closes
         self._left: list[int] = []
 
@@ -74,16 +79,12 @@ class Descriptors:
 
     def close(self, fds: Iterable[int]) -> None:
         """Close descriptors of any kind. Returns after CLOSE_SECONDS even if that takes longer."""
-        memory, others = [], []
+        quick: list[int] = []
+        others: list[int] = []
         for fd in fds:
-            if _is_eventfd(fd):
-                os.close(fd)
-            elif _is_memory(fd):
-                memory.append(fd)
-            else:
-                others.append(fd)
-        if memory:
-            self._close_in_thread(memory)
+            (quick if _is_eventfd(fd) or _is_memory(fd) else others).append(fd)
+        if quick:
+            self._close_in_thread(quick)
         if others:
             self._left += others
             self._close_in_child()
@@ -102,23 +103,27 @@ class Descriptors:
                         os.kill(pid, signal.SIGKILL)
                     continue
             del self._children[pid]
-        if self._thread and self._given > self._closed:
-            interrupt(self._thread.ident or 0)
+        if self._given > self._closed:
+            self._interrupt_threads()
+            if self._closed == self._closed_before and 0 < len(self._threads) < MAX_THREADS:
+                with contextlib.suppress(RuntimeError):
+                    self._start_thread()
+        self._closed_before = self._closed
         self._close_in_child()
 
     def end(self) -> None:
-        """End the thread, if nothing keeps it."""
-        if self._thread:
+        """End the threads that nothing keeps."""
+        for _ in self._threads:
             self._queue.put(None)
-            self._thread.join(CLOSE_SECONDS)
-            self._thread = None
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._threads = []
 
     def _close_in_thread(self, fds: list[int]) -> None:
         try:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="closer", daemon=True)
-                thread.start()
-                self._thread = thread
+            if not self._threads:
+                self._start_thread()
         except RuntimeError:  # out of threads: a child can do it, if there is room for one
             self._left += fds
             self._close_in_child()
@@ -127,7 +132,17 @@ class Descriptors:
         self._given += len(fds)
         self._queue.put((fds, done))
         if not done.wait(CLOSE_SECONDS):
-            interrupt(self._thread.ident or 0)  # ends the lingering of a socket
+            self._interrupt_threads()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name="closer", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _interrupt_threads(self) -> None:
+        """End the lingering of sockets."""
+        for thread in self._threads:
+            interrupt(thread.ident or 0)
 
     def _run(self) -> None:
         while task := self._queue.get():
@@ -135,7 +150,8 @@ class Descriptors:
             for fd in fds:
                 with contextlib.suppress(OSError):  # the last word of its file system; it is closed all the same
                     os.close(fd)
-            self._closed += len(fds)
+            with self._counting:
+                self._closed += len(fds)
             done.set()
 
     def _close_in_child(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -19,7 +19,9 @@ class RegionLike(Protocol):
 
 
 class InterruptsLike(Protocol):
-    """The interrupts of a device; it owns the eventfds that it is given."""
+    """The interrupts of a device; it owns the eventfds that it is given, and closes them by ``close_fds``."""
+
+    close_fds: Callable[[list[int]], None]
 
     @property
     def vectors(self) -> int: ...  # noqa: D102

@@ -43,6 +43,7 @@ class Server:
         self.endpoint = endpoint
         self.guard = DmaGuard()
         self.descriptors = Descriptors()
+        endpoint.interrupts.close_fds = self.descriptors.close
         self.clients = 0
         """Clients that were accepted since the process began."""
         self._messages = 0  # of clients that are gone

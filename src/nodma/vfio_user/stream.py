@@ -34,13 +34,16 @@ from nodma.vfio_user.endpoint import Endpoint
 from nodma.vfio_user.failure import errno_of
 
 MAX_FDS = 16
-"""Descriptors that one message may carry; of one piece of it the kernel drops, and closes, what comes beyond."""
+"""Descriptors that one message may carry; of one piece of it, what comes beyond is closed."""
+_KERNEL_FDS: Final = 253
+"""Descriptors that come with one piece at most (SCM_MAX_FD). There is room for all: what has none, the kernel closes in
+the middle of the receive, and a close can take forever."""
 MAX_MESSAGE: Final = Header.size + RegionAccess.size + DEFAULT_MAX_TRANSFER
 """Bytes of the longest message."""
 RECEIVE_TIMEOUT: Final = 0.004
 """How long a receive waits for the client, if it is told to."""
 _PIECE: Final = 64 << 10
-_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_ANCILLARY = socket.CMSG_SPACE(_KERNEL_FDS * array.array("i").itemsize)
 _HEADER: Final = Header.codec
 _WAIT = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_NOSIGNAL)
 _NOW = int(_WAIT | socket.MSG_DONTWAIT)
@@ -246,6 +249,9 @@ class Connection:
 
     def _take_in(self, fds: list[int]) -> None:
         """Keep what of the descriptors may be of use until their message is whole; the others are closed right now."""
+        if len(fds) > MAX_FDS:
+            self._descriptors.close(fds[MAX_FDS:])
+            del fds[MAX_FDS:]
         kept = self._descriptors.screen(fds)
         # The kernel ends a piece with the data that the descriptors came with: they belong to the last message in it.
         self._fds.append((self._end, kept, len(fds) - len(kept)))
