@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -162,6 +163,22 @@ def test_a_full_stdout_of_any_command_is_an_error_and_no_traceback(unbuffered: s
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, f"nodma: error: {where}No space left on device\n")
+
+
+def test_an_interrupt_while_the_command_is_loaded_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "nodma.cli":
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["nodma", "cli"]]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("nodma.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("nodma", run_name="__main__")
+    assert end.value.code == 130
 
 
 def test_a_closed_stdout_of_any_command_is_no_error_to_speak_of() -> None:
