@@ -382,3 +382,31 @@ def test_what_cannot_decline_to_wait_is_left_to_helpers(helped: Helped, monkeypa
     remote.cancel()
     remote.stop_helpers()
     remote.close()
+
+
+def test_looking_for_the_end_of_a_block_device_keeps_no_pause_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux keeps lseek(2) on a block device waiting while it discards: whoever pauses sees a call under way."""
+    engines: list[Any] = []
+    build = load_interpreted("nodma.device.blk_engine")
+    size, seen = build.syscalls.size, []
+
+    class Watched(build.BlockEngine):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            engines.append(self)
+
+    def look(fd: int) -> int:
+        seen.append(engines[0].in_call())
+        return int(size(fd))
+
+    monkeypatch.setattr(build.syscalls, "size", look)
+    memory = bytearray(SIZE)
+    BlkRequest.codec.pack_into(memory, CELL, BlkType.OUT, 0, 0)
+    for index, (at, length, flag) in enumerate([(CELL, 16, 1), (DATA, PAGE, 1), (CELL + 16, 1, 2)]):
+        Descriptor.codec.pack_into(memory, 16 * index, at, length, flag, index + 1)
+    struct.pack_into("<HHH", memory, LAYOUT.avail, 0, 1, 0)
+    monkeypatch.setattr(build, "BlockEngine", Watched)
+    served(load_interpreted, bytes(memory), tmp_path / "disk", read_only=False)
+    assert seen == [True]

@@ -390,8 +390,25 @@ def test_a_file_system_that_does_not_say_how_large_it_is_keeps_nobody(
             patch.setattr(os, "lseek", lambda *_: answers.wait(30.0))
             with pytest.raises(Unavailable, match="its file system does not answer"):
                 opened.grow()
+            asking = threading.active_count()
+            for _ in range(100):  # each would wait, and leave another thread
+                with pytest.raises(Unavailable, match="its file system does not answer"):
+                    opened.grow()
+            assert threading.active_count() == asking
         answers.set()
         assert opened.size == 1 << 20
+
+
+def test_without_a_thread_an_image_keeps_its_size(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Image(image) as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(Unavailable, match="cannot determine the size"):
+                opened.grow()
+        assert not opened.grow()
 
 
 def test_closing_twice_is_harmless(image: Path, count_descriptors: Callable[[], int]) -> None:

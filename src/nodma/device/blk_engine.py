@@ -314,13 +314,13 @@ class BlockEngine(QueueEngine):
         elif kind == _IN:
             done = syscalls.read(self._fd, self._memory, offsets, lengths, first, last - first, at, self._nowait)
         elif not self.durable and not (self._helped and (at | length) % _PAGE):  # part of a page may have to be read
-            if self._file_size < 0:
+            self.begin_call()
+            if self._file_size < 0:  # a block device's waits for a discard of it that is under way
                 self._file_size = syscalls.size(self._fd)
             if at + length <= self._file_size:
-                self.begin_call()
                 done = syscalls.write(self._fd, self._memory, offsets, lengths, first, last - first, at, 0)
-                if not self.end_call():
-                    return
+            if not self.end_call():
+                return
         if done == length:
             self._complete(kind, head, status, _OK, length, 0)
         elif not self._offload(kind, head, sector, length, status, first, 0, last):

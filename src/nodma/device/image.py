@@ -126,6 +126,7 @@ class Image:
             raise
         self._fds = fds
         self._syncer = Syncer(self._sync_fd, f"image {path}")
+        self._asking: threading.Thread | None = None  # what the size is; it may hang
 
     def _open(self, fds: list[int]) -> None:
         flags = (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_CLOEXEC
@@ -244,9 +245,12 @@ class Image:
             with contextlib.suppress(OSError):
                 found.append(os.lseek(self.buffered_fd, 0, os.SEEK_END))
 
-        thread = threading.Thread(target=ask, name="size", daemon=True)
-        thread.start()
-        thread.join(_SIZE_SECONDS)
+        if not (self._asking and self._asking.is_alive()):  # else whoever asks again would wait again, for nothing
+            thread = threading.Thread(target=ask, name="size", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread left
+                thread.start()
+                self._asking = thread
+                thread.join(_SIZE_SECONDS)
         if not found:
             raise Unavailable(f"cannot determine the size of the image {self.path}: its file system does not answer")
         return found[0]
