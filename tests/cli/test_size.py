@@ -55,7 +55,7 @@ def test_forty_columns_get_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
         (["net"], "'net' is not a device whose needs are known"),
         (["blk,width=3"], "a disk has no 'width'"),
         (["blk,depth"], "depth needs a number"),
-        (["blk,depth=many"], "invalid size 'many'"),
+        (["blk,depth=many"], "'blk,depth=many': depth: invalid size 'many'"),
         (["blk", "--slot-size", "3K"], "powers of two"),
         (["blk", "--share", "--profile", "dmb"], "cannot share a pool"),
     ],

@@ -203,8 +203,12 @@ def clean(*, place: Path | None) -> None:
 )
 @click.option("--no-module", is_flag=True, help="Do not load nodma's kernel module.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Copy the guest's /out to this directory.")
-@click.option("--memory", default=512, show_default=True, metavar="MIB", help="The guest's memory.")
-@click.option("--cpus", default=1, show_default=True, metavar="N", help="The guest's processors.")
+@click.option(
+    "--memory", type=click.IntRange(1), default=512, show_default=True, metavar="MIB", help="The guest's memory."
+)
+@click.option(
+    "--cpus", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="The guest's processors."
+)
 @click.option("--append", default="", metavar="TEXT", help="Append this to the kernel's command line.")
 @click.option(
     "--accelerator",

@@ -78,7 +78,7 @@ def _lines(text: str, slot: int, page: int) -> list[_Line]:
     raw = parse_function(text)
     kind = raw.pop("device")
     if kind != "blk":
-        raise UsageError(f"{text!r}: {kind!r} is not a device whose needs are known; expected blk")
+        raise UsageError(f"{kind!r} is not a device whose needs are known; expected blk")
     values = {key.replace("-", "_"): _number(text, key, value) for key, value in raw.items()}
     for key in values:
         if key not in _KEYS:
@@ -92,7 +92,10 @@ def _lines(text: str, slot: int, page: int) -> list[_Line]:
 def _number(text: str, key: str, value: Any) -> int:
     if value is True:
         raise UsageError(f"{text!r}: {key} needs a number")
-    return parse_size(value)
+    try:
+        return parse_size(value)
+    except UsageError as error:
+        raise UsageError(f"{text!r}: {key}: {error}") from None
 
 
 def _each(lines: list[_Line], profile: str, slot: int) -> _Bill:
