@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -30,6 +31,7 @@ from nodma.vfio_user import Server
 from nodma.vfio_user import descriptors as descriptors_module
 from nodma.vfio_user import server as server_module
 from nodma.vfio_user.commands import Commands
+from nodma.vfio_user.connection import Connection
 from nodma.vfio_user.listener import make_listener
 
 POOL = 64 << 10
@@ -231,6 +233,13 @@ def test_descriptors_cannot_be_parked_piece_by_piece(stepped: Stepped, count_des
     all_closed(stepped)
     assert count_descriptors.settles(before)
     assert stepped.serves()
+
+
+def test_clients_that_left_hold_no_memory(stepped: Stepped) -> None:
+    for _ in range(20):
+        assert stepped.serves()
+    gc.collect()
+    assert [one for one in gc.get_objects() if isinstance(one, Connection)] == []
 
 
 def test_a_client_that_never_reads_costs_one_reply_and_one_buffer(stepped: Stepped) -> None:

@@ -60,11 +60,11 @@ class QueueThread:
         self._parked = threading.Semaphore(0)
         self._signalling_since = -1  # the interrupt that it was busy with when last looked at
         engine.wakeup_fd = wakeup_fd
-        engine.watch(self._control)
-        engine.watch(doorbell)
         engine.poll_for(poll_ns)
         self._threads: list[threading.Thread] = []
         try:
+            engine.watch(self._control)
+            engine.watch(doorbell)
             engine.start_helpers()
             self._start(threading.Thread(target=self._run, name="queue", daemon=True))
             for _ in range(HELPERS):

@@ -62,6 +62,7 @@ class Server:
         self._again = False  # a turn of the client's is due
         self._service_again = False
         self._timer: Timer | None = None
+        self._handshake: Timer | None = None
         self._stalled_since = 0.0
         self._stalled_at = -1
 
@@ -127,7 +128,7 @@ class Server:
             return
         self._detached = False
         self.clients += 1
-        self._loop.call_later(HANDSHAKE_SECONDS, lambda: self._check_handshake(connection))
+        self._handshake = self._loop.call_later(HANDSHAKE_SECONDS, lambda: self._check_handshake(connection))
         self._start_timer()
         log.info("client %d connected", self.clients)
 
@@ -145,6 +146,9 @@ class Server:
         if connection is None:
             return
         log.info("%s", why)
+        if self._handshake:  # it has the connection, and with it a client's buffers
+            self._handshake.cancel()
+            self._handshake = None
         if self._reader:
             self._reader.cancel()
             self._reader = None
