@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export PATH := $(PATH):/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-debug guests-debug-some bench chart clauses mutants man clean
+.PHONY: help setup demo test lint unit sanitize coverage e2e guests guests-every-kernel guests-debug guests-debug-some bench chart clauses mutants man clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -52,6 +52,9 @@ e2e: setup
 
 guests: setup ## Boot real guests, with QEMU on three kernels: 15 minutes, and one more to fetch them
 	$(BIN)/pytest tests/guests
+
+guests-every-kernel: setup ## Boot real guests, on every kernel also where the newest suffices
+	$(BIN)/pytest tests/guests --every-kernel
 
 guests-debug: setup ## Boot them all on a kernel with KASAN, lockdep and more, built once: an hour
 	$(BIN)/nodma guest setup --debug-kernel

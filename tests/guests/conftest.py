@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Boot only the debug kernel: in all tests, or those marked quick_on_debug and only if it was built.",
     )
 
+    parser.addoption(
+        "--every-kernel",
+        action="store_true",
+        help="Boot every kernel of the kit also where the newest suffices: in tests marked newest_suffices.",
+    )
+
 
 def on_debug_kernel(config: pytest.Config) -> Any:
     return config.getoption("--debug-kernel", None)
@@ -51,7 +57,11 @@ def on_debug_kernel(config: pytest.Config) -> Any:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each of the kit's kernels, or the debug kernel."""
     if "kernel" in metafunc.fixturenames:
-        names = [debug_kernel.NAME] if on_debug_kernel(metafunc.config) else SUITES
+        names = [debug_kernel.NAME] if on_debug_kernel(metafunc.config) else [*SUITES]
+        if metafunc.definition.get_closest_marker("newest_suffices") and not metafunc.config.getoption(
+            "--every-kernel"
+        ):
+            names = names[-1:]
         metafunc.parametrize("kernel", names, indirect=True, scope="module")
 
 

@@ -11,7 +11,7 @@ from nodma.errors import GuestError
 from nodma.guest import Job, Kernel, Kit, Machine, Shape
 from nodma.hosting.process import DeviceProcess
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.distribution_kernel]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.distribution_kernel, pytest.mark.newest_suffices]
 
 SECONDS = 200
 PORT = "pcie-root-port,id=rp1,chassis=1,addr=9,pref64-reserve=32M"

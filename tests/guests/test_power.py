@@ -12,7 +12,7 @@ import pytest
 from nodma.errors import GuestError
 from nodma.guest import Job, Kernel, Machine, Shape
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.newest_suffices]
 TIMES = 3
 SEABIOS = "bios-256k.bin"
 """qboot, with which guests start faster, knows no way back from suspend to RAM."""

@@ -11,7 +11,7 @@ import pytest
 import nodma
 from nodma.guest import Job, Kernel
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.newest_suffices]
 SOURCE = Path(nodma.__file__).parent
 
 
