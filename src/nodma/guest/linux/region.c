@@ -32,6 +32,22 @@ static bool region_borrowed(const struct nodma_region *region)
 	-EINVAL;										\
 })
 
+/*
+ * A memory BAR without an address. Where a bridge has no room for it Linux forgets what it was, so the register is asked: it
+ * still says that it is memory of 64 bits, or prefetchable.
+ */
+static bool bar_unassigned(struct pci_dev *pdev, u8 bar, unsigned long flags)
+{
+	u32 value;
+
+	if (flags & IORESOURCE_MEM)
+		return flags & IORESOURCE_UNSET || !pci_resource_start(pdev, bar);
+	if (flags & IORESOURCE_IO || pci_read_config_dword(pdev, PCI_BASE_ADDRESS_0 + sizeof(value) * bar, &value))
+		return false;
+	return !(value & PCI_BASE_ADDRESS_SPACE_IO) &&
+	       value & (PCI_BASE_ADDRESS_MEM_TYPE_64 | PCI_BASE_ADDRESS_MEM_PREFETCH);
+}
+
 /* What the capability says, held against the BAR that it names. */
 static int region_check_bounds(const struct nodma_region *region, const struct nodma_claim *claim)
 {
@@ -42,7 +58,7 @@ static int region_check_bounds(const struct nodma_region *region, const struct n
 	if (region->bar >= PCI_STD_NUM_BARS)
 		return refuse(region, "names BAR %d, and there are %d", region->bar, PCI_STD_NUM_BARS);
 	flags = pci_resource_flags(owner, region->bar);
-	if (flags & IORESOURCE_MEM && (flags & IORESOURCE_UNSET || !pci_resource_start(owner, region->bar)))
+	if (bar_unassigned(owner, region->bar, flags))
 		return refuse(region, "names BAR %d, which was given no address: its bridge has no room for it",
 			      region->bar);
 	if (!(flags & IORESOURCE_MEM) || !pci_resource_len(owner, region->bar))
