@@ -199,7 +199,6 @@ UNMAPPING = re.compile(r"DMA-API: .*device driver tries to free DMA memory|WARNI
 """What a debug kernel says when virtio_ring follows the device's chain, before anybody else learns of it."""
 
 
-@pytest.mark.quick_on_debug
 def test_descriptors_that_a_device_writes_over_cost_that_device_only(
     lab: Any, kernel: Kernel, consoles: list[Console]
 ) -> None:

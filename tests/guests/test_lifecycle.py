@@ -13,7 +13,6 @@ pytestmark = pytest.mark.timeout(900)
 TIMES = 10
 
 
-@pytest.mark.quick_on_debug
 def test_unbind_remove_rmmod_and_reset_under_io(lab: Any, kernel: Kernel) -> None:
     drivers = ["nodma watch_ms=200", "virtio_blk"]
     run = lab.run(kernel, "lifecycle", [lab.image()], drivers=drivers, seconds=600)
