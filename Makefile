@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml setup.py tools/setup.sh $(COMPILED)
 demo: setup ## Show a disk that cannot touch guest memory at work
 	@$(BIN)/nodma demo
 
-test: setup lint unit sanitize coverage e2e guests guests-debug-some ## Lint, types, contracts, tests, the demo with a small image, real guests
+test: setup lint unit sanitize coverage e2e guests ## Lint, types, contracts, tests, the demo with a small image, real guests
 
 lint: setup
 	$(BIN)/ruff check .
