@@ -172,7 +172,7 @@ def test_an_installed_package_runs_the_demo(
     assert nodma.__version__ in user.run(f"{environments[kind]}/nodma --version")
 
 
-@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+@pytest.mark.parametrize("kind", ["wheel"])
 def test_an_ordinary_user_sets_up_and_runs_a_guest(
     kind: str, environments: dict[str, Path], users_kit: Path, user: User
 ) -> None:
